@@ -1,0 +1,15 @@
+"""The one exception that means "the input was wrong", and hints for mistyped names."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot be used. Its message is one sentence for a person; the command line prints it and exits with 2."""
+
+
+def nearest(name: str, known: Iterable[str], *, shown: int = 4) -> str:
+    """The known names closest to a mistyped one, as the end of a sentence: "the nearest are 'a', 'b'"."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=shown, cutoff=0.4) or known[:shown]
+    return "the nearest are " + ", ".join(repr(k) for k in close) if close else "there are none"
