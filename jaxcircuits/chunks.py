@@ -1,0 +1,43 @@
+"""How many features fit in memory together."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from jaxcircuits.features import Features
+from jaxcircuits.taps import Network
+
+# Beyond this many features a CPU gains nothing more from sharing the forward pass.
+LARGEST = 64
+# Share of the device's memory that one chunk may take, and its most in bytes.
+SHARE, MOST = 0.25, 8 << 30
+
+
+def device_memory() -> int:
+    """Bytes of memory of the default device; of the machine, for a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, whole_set: bool) -> int:
+    """Features a device call: as many as fit with their gradients, statistics and scores, at most `LARGEST`."""
+    per_feature = 0
+    for layer in (network.layers[name] for name in layers):
+        positions = layer.positions[0] * layer.positions[1]
+        weights = layer.window[0] * layer.window[1] if whole_set else 1
+        # the gradient at the layer and what it is made from; statistic, its update and the scores
+        per_feature += 3 * batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
+    budget = min(SHARE * device_memory(), MOST)
+    return int(max(1, min(LARGEST, budget // (4 * per_feature))))
+
+
+def in_chunks(features: Features, size: int) -> Iterator[Features]:
+    """Chunks of one size, so that they all run the same program; the last is filled up with the last feature."""
+    size = min(size, len(features))
+    for start in range(0, len(features), size):
+        rows = np.minimum(np.arange(start, start + size), len(features) - 1)
+        yield features[rows]

@@ -1,0 +1,24 @@
+"""Baselines that look at no image. Like every score they count only among relevant kernels."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def magnitude(weights: Mapping[str, Array], labels: Sequence[str], *, seed: int = 0) -> dict[str, Array]:
+    """S[i,o] = 1/K sum_k |w[k,i,o]|, the same for every feature: {layer: (K, I, O)} -> {layer: (F, I, O)}."""
+    scores = {name: jnp.abs(w).mean(0) for name, w in weights.items()}
+    return {name: jnp.broadcast_to(s, (len(labels), *s.shape)) for name, s in scores.items()}
+
+
+def random(weights: Mapping[str, Array], labels: Sequence[str], *, seed: int = 0) -> dict[str, Array]:
+    """S[i,o] uniform in [0, 1), drawn from the seed, the feature's label and the layer's name alone."""
+
+    def draw(label: str, name: str, w: Array) -> Array:
+        word = hashlib.sha256(f"{label} {name}".encode()).digest()[:4]
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), int.from_bytes(word)), w.shape[1:])
+
+    return {name: jnp.stack([draw(label, name, w) for label in labels]) for name, w in weights.items()}

@@ -1,0 +1,258 @@
+"""What a circuit preserves: channels or directions of one layer, where they are looked at, and the number made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcircuits.errors import InputError, nearest
+from jaxcircuits.taps import Layer
+
+OBJECTIVES = ("abs", "sum", "max")
+Position = Literal["middle", "argmax"] | tuple[int, int] | np.ndarray | None
+Place = Literal["middle", "argmax", "given"] | tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """F features of one layer: its channels, or directions in the space of its channels.
+
+    The value of feature f on image n is the map a[f, n, h, w] = sum over o of d[f, o] * y[n, h, w, o], where y is the
+    layer's output before the nonlinearity and d the feature's direction (for a channel, one-hot).
+
+    Args:
+        layer: a convolution or dense layer by its module path, such as "features.10".
+        channels: the channels, or all of the layer if neither they nor directions are given.
+        directions: (F, O) or (O,), used as given, not normalised.
+        position: where the map is looked at: everywhere (None), at (h, w), in the "middle" = (H // 2, W // 2), at each
+            image's own "argmax" in the full network, or an (N, 2) array with one position an image.
+        objective: the number of an image that is differentiated: "abs" (sum over positions of |a|), "sum" (of a) or
+            "max" (the largest a).
+        names: what each direction is called in file names; "direction-0" and so on if not given.
+
+    Raises:
+        InputError: channels and directions together, an unknown objective or position.
+    """
+
+    layer: str
+    channels: Sequence[int] | None = None
+    directions: np.ndarray | None = field(default=None, kw_only=True)
+    position: Position = field(default=None, kw_only=True)
+    objective: str = field(default="abs", kw_only=True)
+    names: Sequence[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        if self.channels is not None and self.directions is not None:
+            raise InputError("features are either channels or directions, not both")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if self.channels is not None:
+            channels = [self.channels] if isinstance(self.channels, (int, np.integer)) else list(self.channels)
+            if not channels or not all(isinstance(c, (int, np.integer)) for c in channels):
+                raise InputError(f"channels are whole numbers, at least one; got {self.channels!r}")
+            object.__setattr__(self, "channels", tuple(int(c) for c in channels))
+        if self.directions is not None:
+            directions = np.atleast_2d(np.asarray(self.directions, np.float32))
+            if directions.ndim != 2 or not directions.size or not np.isfinite(directions).all():
+                raise InputError(f"directions are finite numbers of shape (F, O); got shape {directions.shape}")
+            if not directions.any(axis=1).all():
+                raise InputError(f"direction {int(np.argmin(directions.any(axis=1)))} is zero everywhere")
+            object.__setattr__(self, "directions", directions)
+            names = tuple(self.names or (f"direction-{row}" for row in range(len(directions))))
+            if len(names) != len(directions):
+                raise InputError(f"there are {len(names)} names for {len(directions)} directions")
+            object.__setattr__(self, "names", names)
+        object.__setattr__(self, "position", _checked_position(self.position))
+
+    def __len__(self) -> int:
+        if self.directions is not None:
+            return len(self.directions)
+        if self.channels is None:
+            raise InputError(f"all channels of {self.layer!r} are meant, and only a model knows how many; use resolve")
+        return len(self.channels)
+
+    def resolve(self, layers: Mapping[str, Layer]) -> Features:
+        """The same features with channels spelled out, checked against a model's layers.
+
+        Raises:
+            InputError: no such layer, one that cannot be a target, a channel or position outside it, or directions of
+                another width.
+        """
+        layer = find_layer(layers, self.layer)
+        if layer.trouble:
+            raise InputError(layer.trouble)
+        channels = self.channels
+        if self.directions is not None:
+            if self.directions.shape[1] != layer.outputs:
+                raise InputError(
+                    f"directions have {self.directions.shape[1]} entries; {self.layer!r} has {layer.outputs} channels"
+                )
+        elif channels is None:
+            channels = tuple(range(layer.outputs))
+        elif wrong := [c for c in channels if not 0 <= c < layer.outputs]:
+            raise InputError(f"{self.layer!r} has no channel {wrong[0]}; its channels are 0 to {layer.outputs - 1}")
+        if self.position is not None and not isinstance(self.position, str):
+            size, places = np.array(layer.positions), np.atleast_2d(self.position)
+            if (places < 0).any() or (places >= size).any():
+                bad = tuple(int(p) for p in places[((places < 0) | (places >= size)).any(1)][0])
+                raise InputError(f"position {bad} is outside the map of {self.layer!r}, which is {size[0]} x {size[1]}")
+        return replace(self, channels=channels)
+
+    def matrix(self, outputs: int) -> np.ndarray:
+        """The directions d (F, O) float32; one-hot rows for channels."""
+        if self.directions is not None:
+            return self.directions
+        return np.eye(outputs, dtype=np.float32)[list(self.channels or ())]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Features:
+        """Some of the features, by a slice or an array of row numbers."""
+        chosen = np.arange(len(self))[rows]
+        if self.directions is not None:
+            names = [(self.names or ())[row] for row in chosen]
+            return replace(self, directions=self.directions[chosen], names=names)
+        return replace(self, channels=tuple((self.channels or ())[row] for row in chosen))
+
+    def __iter__(self) -> Iterator[Features]:
+        """One feature after another."""
+        return (self[i : i + 1] for i in range(len(self)))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How each feature is written, as on the command line: "features.10:9@middle"."""
+        names = self.names or self.channels or ()
+        place = ",".join(map(str, self.place)) if isinstance(self.place, tuple) else self.place
+        return tuple(f"{self.layer}:{name}{f'@{place}' if place else ''}" for name in names)
+
+    @property
+    def place(self) -> Place:
+        """The position, or "given" where it is an array: a constant for `jit`."""
+        return "given" if isinstance(self.position, np.ndarray) else self.position
+
+    def places(self, images: int) -> np.ndarray:
+        """The given positions (N, 2), one for each image; zeros where none are given.
+
+        Raises:
+            InputError: there are more or fewer positions than images.
+        """
+        if not isinstance(self.position, np.ndarray):
+            return np.zeros((images, 2), np.int32)
+        if len(self.position) != images:
+            raise InputError(f"there are {len(self.position)} positions for {images} images")
+        return self.position.astype(np.int32)
+
+
+def find_layer(layers: Mapping[str, Layer], name: str) -> Layer:
+    """The layer of that name, or an InputError that gives the nearest names."""
+    if name not in layers:
+        raise InputError(f"there is no layer {name!r}; {nearest(name, layers)}")
+    return layers[name]
+
+
+def _checked_position(position) -> Position:
+    if position is None or (isinstance(position, str) and position in ("middle", "argmax")):
+        return position
+    if not isinstance(position, str):
+        places = np.asarray(position)
+        if places.dtype.kind in "iu" and places.shape == (2,):
+            return int(places[0]), int(places[1])
+        if places.dtype.kind in "iu" and places.ndim == 2 and places.shape[1:] == (2,):
+            return places
+    raise InputError(f"unknown position {position!r}; expected (h, w), 'middle', 'argmax' or an (N, 2) array of numbers")
+
+
+def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> Features:
+    """Read a feature as it is written on the command line.
+
+    Args:
+        text: `LAYER:CHANNEL`, `LAYER:A-B` (both included), `LAYER:*` or `LAYER:FILE.npy` (directions), each of them
+            possibly followed by `@H,W`, `@middle` or `@argmax`.
+        layers: the model's.
+        objective: as for `Features`.
+
+    Raises:
+        InputError: the text has another form, or names what the model does not have.
+    """
+    layer, colon, rest = text.partition(":")
+    what, at, where = rest.rpartition("@") if "@" in rest and not rest.endswith(".npy") else (rest, "", "")
+    if not (layer and colon and what) or bool(at) != bool(where):
+        raise InputError(f"{text!r} is no feature; expected LAYER:CHANNEL, LAYER:A-B, LAYER:* or LAYER:FILE.npy, then @H,W")
+    position: Position = None
+    if at:
+        numbers = re.fullmatch(r"(\d+),(\d+)", where)
+        position = (int(numbers[1]), int(numbers[2])) if numbers else where  # pyright: ignore[reportAssignmentType]
+    options = {"position": position, "objective": objective}
+    if what.endswith(".npy"):
+        rows = np.atleast_2d(_directions(what))
+        names = [f"{Path(what).stem}-{row}" for row in range(len(rows))]
+        return Features(layer, directions=rows, names=names, **options).resolve(layers)
+    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", what, re.ASCII)
+    if what != "*" and not numbers:
+        raise InputError(f"{text!r} names no channel; expected a number, a range A-B, * or a FILE.npy of directions")
+    if not numbers:
+        return Features(layer, **options).resolve(layers)
+    first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+    if last < first:
+        raise InputError(f"{text!r} runs backwards; expected A-B with A at most B")
+    outputs = find_layer(layers, layer).outputs
+    if last >= outputs:
+        raise InputError(f"{layer!r} has no channel {last}; its channels are 0 to {outputs - 1}")
+    return Features(layer, range(first, last + 1), **options).resolve(layers)
+
+
+def _directions(file: str) -> np.ndarray:
+    try:
+        directions = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file!r}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file!r} is no .npy file of numbers: {error}") from None
+    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2):
+        raise InputError(
+            f"{file!r} holds {directions.dtype} of shape {directions.shape}; expected numbers of shape (C,) or (F, C)"
+        )
+    return directions
+
+
+def place_weights(place: Place, maps: Array, given: Array) -> Array:
+    """Where the feature is looked at: 1 there and 0 elsewhere, of the shape of maps (F, N, H, W) or one that broadcasts.
+
+    Args:
+        place: `Features.place`.
+        maps: the feature in the *full* network, whose argmax counts.
+        given: the images' positions (N, 2), read only where the place is "given".
+    """
+    height, width = maps.shape[2:]
+    if place is None:
+        return jnp.ones((1, 1, 1, 1))
+    if place == "argmax":
+        best = maps.reshape(*maps.shape[:2], -1).argmax(-1)
+        rows, columns = best // width, best % width
+    elif place == "given":
+        rows, columns = given[None, :, 0], given[None, :, 1]
+    else:
+        row, column = (height // 2, width // 2) if place == "middle" else place
+        rows, columns = jnp.full((1, 1), row), jnp.full((1, 1), column)
+    here = jnp.arange(height)[:, None] == rows[..., None, None]
+    return (here & (jnp.arange(width) == columns[..., None, None])).astype(maps.dtype)
+
+
+def cotangents(objective: str, maps: Array, where: Array) -> Array:
+    """dL_n/da for every feature and image: maps and result (F, N, H, W), `where` as `place_weights` gives it.
+
+    As in PyTorch, |a| has gradient 0 at a = 0, and of equal largest values the first in row-major order has it all.
+    """
+    if objective == "abs":
+        return jnp.sign(maps) * where
+    if objective == "sum":
+        return jnp.broadcast_to(where, maps.shape)
+    seen = jnp.where(where > 0, maps, -jnp.inf)
+    best = seen.reshape(*maps.shape[:2], -1).argmax(-1)
+    first = jnp.arange(maps.shape[2] * maps.shape[3]) == best[..., None]
+    return first.reshape(maps.shape).astype(maps.dtype)

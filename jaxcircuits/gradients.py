@@ -1,0 +1,114 @@
+"""One forward pass and one pullback that all features share: what each layer saw, and each feature's gradient there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import find_layer
+from jaxcircuits.ops import feature_input_gradients, feature_maps
+from jaxcircuits.taps import Layer, Network, Variables
+
+
+class Gradients(NamedTuple):
+    """What a criterion needs of a block of images.
+
+    Attributes:
+        inputs: {layer: (N, H, W, C)}, the target layer's among them.
+        maps: the features (F, N, H, W).
+        cotangents: dL_n/da (F, N, P).
+        outputs: {layer: dL_n/d(its output) (F, N, P, O)} for the layers before the target.
+    """
+
+    inputs: dict[str, Array]
+    maps: Array
+    cotangents: Array
+    outputs: dict[str, Array]
+
+
+def feature_kernels(layer: Layer, variables: Variables, directions: Array) -> Array:
+    """The target layer with one output channel a feature: directions (F, O) -> kernels (F, K, C).
+
+    A direction mixes output channels, which is linear in them and so in the weights.
+    """
+    w = layer.weight(variables)
+    w = w.reshape(*w.shape[:2], layer.groups, -1)
+    d = directions.reshape(len(directions), layer.groups, -1)
+    return jnp.einsum("kigo,fgo->fkgi", w, d).reshape(len(directions), len(w), -1)
+
+
+def activations(layer: Layer, variables: Variables, x: Array, directions: Array) -> Array:
+    """The features' maps a (F, N, H, W) from the target layer's input x (N, H, W, C)."""
+    maps = feature_maps(layer, x, feature_kernels(layer, variables, directions))
+    return maps + (directions @ layer.bias(variables))[:, None, None, None]
+
+
+def gradients(
+    network: Network,
+    variables: Variables,
+    target: str,
+    layers: tuple[str, ...],
+    images: Array,
+    directions: Array,
+    cotangents: Callable[[Array], Array],
+    *,
+    pinned: bool = False,
+) -> Gradients:
+    """Differentiate F features with respect to the outputs of the layers before them.
+
+    Args:
+        network, variables: the model, possibly with masked weights.
+        target: the features' layer; with its `directions` (F, O).
+        layers: those wanted, the target possibly among them.
+        images: (N, H, W, 3).
+        cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
+        pinned: as in `Network.run`.
+    """
+    layer = network.layers[target]
+    inner = tuple(name for name in layers if name != target)
+
+    def forward(probes: dict[str, Array]):
+        inputs = network.run(variables, images, probes, pinned=pinned)
+        return inputs[target], {name: inputs[name] for name in (*inner, target)}
+
+    x, pullback, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
+    kernels = feature_kernels(layer, variables, directions)
+    maps = activations(layer, variables, x, directions)
+    c = cotangents(maps)
+    outputs = {}
+    if inner:
+        (outputs,) = jax.vmap(pullback)(feature_input_gradients(layer, c, kernels))
+    features, count = maps.shape[:2]
+    flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
+    return Gradients(inputs, maps, c.reshape(features, count, -1), flat)
+
+
+def scored_layers(network: Network, target: str, layers: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Which layers a feature's kernels are taken from, in call order: convolutions up to and with the target, and dense
+    layers too if the target is one; or the given ones.
+
+    Raises:
+        InputError: an unknown layer, one that runs after the target, or one that cannot be scored.
+    """
+    names = list(network.layers)
+    dense = find_layer(network.layers, target).kind == "dense"
+    before = names[: names.index(target) + 1]
+    if layers is None:
+        chosen = [n for n in before if dense or network.layers[n].kind == "conv"]
+    else:
+        for name in layers:
+            find_layer(network.layers, name)
+        if late := [n for n in layers if n not in before]:
+            raise InputError(f"layer {late[0]!r} runs after {target!r} and cannot be part of its circuit")
+        chosen = [n for n in before if n in layers]
+    if not chosen:
+        raise InputError("no layer is left to score; expected at least one")
+    for name in (*chosen, target):
+        if trouble := network.layers[name].trouble:
+            raise InputError(trouble)
+    return tuple(chosen)

@@ -1,0 +1,125 @@
+"""From scores to masks: how many kernels are kept, which, and how two masks compare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxcircuits.scores import Scores
+
+Masks = dict[str, Array]
+
+
+def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -> np.ndarray:
+    """How many of each feature's relevant kernels are kept: keep * relevant, rounded half up, at least 1; or `kernels`.
+
+    Raises:
+        InputError: both or neither given, keep not in (0, 1], kernels not in 1 ... relevant.
+    """
+    relevant = np.asarray(relevant)
+    if (keep is None) == (kernels is None):
+        raise InputError("give either keep, a fraction of the relevant kernels, or kernels, their number")
+    if kernels is not None:
+        if isinstance(kernels, bool) or not isinstance(kernels, (int, np.integer)) or kernels < 1:
+            raise InputError(f"kernels is {kernels!r}; expected a whole number of at least 1")
+        if kernels > relevant.min():
+            raise InputError(f"kernels is {kernels}, but a feature has only {relevant.min()} relevant ones")
+        return np.full_like(relevant, kernels)
+    if not isinstance(keep, (int, float, np.floating)) or not 0 < keep <= 1:
+        raise InputError(f"keep is {keep!r}; expected a fraction over 0 and at most 1")
+    return np.maximum(np.floor(relevant * keep + 0.5), 1).astype(relevant.dtype)
+
+
+def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | None = None) -> Masks:
+    """Keep the kernels of highest score: exactly k of each feature's relevant ones, and no others.
+
+    Ties go to the kernel that comes first by (layer in call order, output channel o, input channel i). Signed scores
+    are ranked as they are, the most negative last. Masks of the same scores are nested over keep.
+
+    Args:
+        scores: as `score` returns them.
+        keep: fraction of the relevant kernels, 0 < keep <= 1; k is rounded half up and at least 1.
+        kernels: k itself.
+
+    Returns:
+        {layer: (F, I, O) bool}.
+
+    Raises:
+        InputError: as `keep_counts`; scores that are not numbers; a feature without any relevant kernel.
+    """
+    relevant = count(scores.relevant)
+    if (relevant == 0).any():
+        raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
+    counts = keep_counts(relevant, keep, kernels)
+    if not all(bool(jnp.isfinite(scores.values[name]).all()) for name in scores.layers):
+        raise InputError("the scores hold values that are not finite; the images or weights do, too")
+    return _top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
+    """Find each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fill ties."""
+    codes = {name: jnp.where(relevant[name], _ordered(values[name]), 0) for name in layers}
+
+    def at_least(threshold: Array) -> Array:
+        return sum((codes[n] >= threshold[:, None, None]).sum((1, 2), dtype=jnp.int32) for n in layers)  # pyright: ignore
+
+    def bisect(step: Array, threshold: Array) -> Array:
+        higher = threshold | (jnp.uint32(1) << (jnp.uint32(31) - step.astype(jnp.uint32)))
+        return jnp.where(at_least(higher) >= counts, higher, threshold)
+
+    threshold = lax.fori_loop(0, 32, bisect, jnp.zeros(counts.shape, jnp.uint32))
+    left = counts - at_least(threshold + 1)
+    masks = {}
+    for name in layers:
+        tied = (codes[name] == threshold[:, None, None]).transpose(0, 2, 1)
+        rank = jnp.cumsum(tied.reshape(len(tied), -1), axis=1, dtype=jnp.int32).reshape(tied.shape)
+        chosen = (tied & (rank <= left[:, None, None])).transpose(0, 2, 1)
+        masks[name] = (codes[name] > threshold[:, None, None]) | chosen
+        left = jnp.maximum(left - rank[:, -1, -1], 0)
+    return masks
+
+
+def _ordered(values: Array) -> Array:
+    """Floats as unsigned numbers in the same order, all of them over 0, which stands for "not relevant"."""
+    values = values.astype(jnp.float32) + 0.0  # -0 becomes 0
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def iou(a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Intersection over union of two masks, in all and layer by layer; nan where both are empty.
+
+    Args:
+        a, b: {layer: (..., I, O) bool} with the same layers.
+
+    Returns:
+        The overlap (...) over all kernels, and {layer: overlap (...)}.
+
+    Raises:
+        InputError: the layers or their shapes differ.
+    """
+    if set(a) != set(b):
+        raise InputError(f"the masks cover different layers: {sorted(set(a) ^ set(b))} stand in one of them only")
+    both, either = {}, {}
+    for name in a:
+        one, other = jnp.asarray(a[name], bool), jnp.asarray(b[name], bool)
+        if one.shape[-2:] != other.shape[-2:]:
+            raise InputError(f"the masks of {name!r} differ in shape: {one.shape} and {other.shape}")
+        both[name] = (one & other).sum((-2, -1), dtype=jnp.int32)
+        either[name] = (one | other).sum((-2, -1), dtype=jnp.int32)
+    return sum(both.values()) / sum(either.values()), {name: both[name] / either[name] for name in a}  # pyright: ignore
+
+
+def count(masks: Mapping[str, Array]) -> np.ndarray:
+    """Kernels in each mask: {layer: (..., I, O) bool} -> (...)."""
+    return np.asarray(sum(jnp.asarray(mask).sum((-2, -1), dtype=jnp.int32) for mask in masks.values()))

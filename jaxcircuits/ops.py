@@ -1,0 +1,140 @@
+"""Pieces of a convolution as matrix products, and max pooling with a fast gradient.
+
+Shapes: N images, F features, H W positions (P = H*W of a layer's output), K = window height * width, G groups,
+I input channels of a group, C = G*I input channels, O output channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+if TYPE_CHECKING:
+    from jaxcircuits.taps import Layer
+
+
+def patches(layer: Layer, x: Array) -> Array:
+    """What each position of a layer sees: x (N, H, W, C) -> (N, P, K, C).
+
+    Strided slices, stacked: `lax.conv_general_dilated_patches` is a grouped convolution and many times slower.
+    """
+    n, *_, channels = x.shape
+    x = jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
+    spans = [(size - 1) * stride + 1 for size, stride in zip(layer.positions, layer.strides, strict=True)]
+    slices = [
+        x[:, a : a + spans[0] : layer.strides[0], b : b + spans[1] : layer.strides[1]]
+        for a, b in itertools.product(*map(range, *_offsets(layer)))
+    ]
+    return jnp.stack(slices, axis=3).reshape(n, math.prod(layer.positions), len(slices), channels)
+
+
+def _offsets(layer: Layer) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Arguments of `range` for the rows and columns that a window touches, counted from its corner."""
+    reach = (layer.window[0] * layer.dilation[0], layer.window[1] * layer.dilation[1])
+    return (0, 0), reach, layer.dilation
+
+
+def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
+    """Features as output channels of a convolution: x (N, H, W, C), kernels (F, K, C) -> (F, N, H', W')."""
+    kernel = kernels.reshape(-1, *layer.window, x.shape[-1]).transpose(1, 2, 3, 0)
+    maps = lax.conv_general_dilated(
+        x,
+        kernel,
+        layer.strides,
+        layer.padding,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return maps.transpose(3, 0, 1, 2)
+
+
+def feature_input_gradients(layer: Layer, cotangents: Array, kernels: Array) -> Array:
+    """The transpose of `feature_maps`: cotangents (F, N, H', W'), kernels (F, K, C) -> (F, N, H, W, C).
+
+    A sum of shifted outer products, which costs as much as one output channel a feature; pulling the one-hot
+    cotangent of a channel back through the whole layer costs as much as all of them.
+    """
+    height, width, _ = layer.input_maps
+    padded = cotangents
+    for axis, size in zip((2, 3), (height, width), strict=True):
+        a = axis - 2
+        reach = (layer.window[a] - 1) * layer.dilation[a]
+        low = reach - layer.padding[a][0]
+        spread = (layer.positions[a] - 1) * layer.strides[a] + 1
+        config = [(0, 0, 0)] * 4
+        config[axis] = (low, size + reach - low - spread, layer.strides[a] - 1)
+        padded = lax.pad(padded, jnp.zeros((), padded.dtype), config)
+    rows, columns = (range(0, layer.window[a] * layer.dilation[a], layer.dilation[a]) for a in (0, 1))
+    gradient = jnp.zeros((), cotangents.dtype)
+    for k, (a, b) in enumerate(itertools.product(reversed(rows), reversed(columns))):
+        shifted = padded[:, :, a : a + height, b : b + width, None]
+        gradient = gradient + shifted * kernels[:, k, None, None, None, :]
+    return gradient
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def max_pool(x: Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False) -> Array:
+    """Max pooling as PyTorch does it: x (N, H, W, C) -> (N, H', W', C).
+
+    Its gradient goes to the first largest element of a window in row-major order, as PyTorch's does, and is 4 to 7
+    times faster on CPU than that of `flax.linen.max_pool`.
+
+    Args:
+        x: images or feature maps.
+        window: side of the square window.
+        stride: step between windows.
+        padding: rows and columns of minus infinity added at each side, at most half the window.
+        ceil_mode: let windows reach over the lower right edge, where they must still start inside.
+    """
+    return lax.reduce_window(x, -jnp.inf, lax.max, *_pooling(x.shape, window, stride, padding, ceil_mode))
+
+
+def _pooling(shape, window: int, stride: int, padding: int, ceil_mode: bool):
+    """Window, strides and padding of each axis, as `lax.reduce_window` takes them."""
+    edges = [(0, 0)]
+    for n in shape[1:3]:
+        steps = (n + 2 * padding - window) / stride
+        outputs = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+        if (outputs - 1) * stride >= n + padding:
+            outputs -= 1
+        edges.append((padding, padding + max(0, (outputs - 1) * stride + window - n - 2 * padding)))
+    return (1, window, window, 1), (1, stride, stride, 1), (*edges, (0, 0))
+
+
+def _max_pool_forward(x, window, stride, padding, ceil_mode):
+    _, _, edges = _pooling(x.shape, window, stride, padding, ceil_mode)
+    padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+    sizes = [(n - window) // stride + 1 for n in padded.shape[1:3]]
+    spans = [(n - 1) * stride + 1 for n in sizes]
+    views = jnp.stack(
+        [
+            padded[:, a : a + spans[0] : stride, b : b + spans[1] : stride]
+            for a, b in itertools.product(range(window), repeat=2)
+        ]
+    )
+    winners = views.argmax(0).astype(jnp.uint8 if window**2 < 256 else jnp.int32)
+    return views.max(0), (winners, jnp.zeros((0, *x.shape[1:3])))
+
+
+def _max_pool_backward(window, stride, padding, ceil_mode, residuals, cotangent):
+    winners, shape = residuals
+    n, h, w, c = (cotangent.shape[0], *shape.shape[1:], cotangent.shape[-1])
+    _, _, edges = _pooling((n, h, w, c), window, stride, padding, ceil_mode)
+    gradient = jnp.zeros((), cotangent.dtype)
+    for k, corner in enumerate(itertools.product(range(window), repeat=2)):
+        spread = [(0, 0, 0)]
+        for offset, size, (low, _), outputs in zip(corner, (h, w), edges[1:3], cotangent.shape[1:3], strict=True):
+            start = offset - low
+            spread.append((start, size - start - ((outputs - 1) * stride + 1), stride - 1))
+        won = jnp.where(winners == k, cotangent, 0)
+        gradient = gradient + lax.pad(won, jnp.zeros((), cotangent.dtype), [*spread, (0, 0, 0)])
+    return (gradient,)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,0 +1,92 @@
+"""Which kernels lie on a path from the pixels to a feature: in the whole network (relevant), in a circuit (effective).
+
+Found in the network itself, whatever its architecture: with biases 0, normalisations the identity, kernels positive and
+every layer's output pinned to 1 where positive, they are the kernels whose gradient is not zero. Nothing cancels there,
+saturates or underflows, as it would with the absolute weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcircuits.criteria import criterion
+from jaxcircuits.features import Features
+from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.model import Model
+from jaxcircuits.taps import Network, Variables, ones
+
+Masks = dict[str, Array]
+
+
+def relevant_kernels(model: Model, features: Features, *, layers: tuple[str, ...] | None = None) -> Masks:
+    """The kernels from which a path leads to each feature: {layer: (F, I, O) bool}.
+
+    Args:
+        model: whose network it is; weights do not matter.
+        features: F of them; a direction's path begins at every channel that it touches.
+        layers: those asked for, by default all that `score` would score.
+    """
+    network = model.network()
+    features = features.resolve(network.layers)
+    return relevant(network, model.variables, features, scored_layers(network, features.layer, layers))
+
+
+def relevant(network: Network, variables: Variables, features: Features, layers: tuple[str, ...]) -> Masks:
+    """`relevant_kernels` for resolved features and layers."""
+    layer = network.layers[features.layer]
+    directions = features.matrix(layer.outputs) != 0
+    # features that touch the same groups of the target layer share all that comes before it
+    touched = directions.reshape(len(directions), layer.groups, -1).any(-1)
+    kinds, kind = np.unique(touched, axis=0, return_inverse=True)
+    everything = np.repeat(kinds, layer.outputs // layer.groups, axis=1).astype(np.float32)
+    found = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
+    masks = {name: mask[kind.reshape(-1)] for name, mask in found.items()}
+    if features.layer in masks:
+        masks[features.layer] &= jnp.asarray(directions)[:, None, :]
+    return masks
+
+
+def effective_kernels(model: Model, features: Features, masks: Mapping[str, Array]) -> Masks:
+    """The kept kernels that still lie on a path from the pixels to the feature: {layer: (F, I, O) bool}.
+
+    Args:
+        model: whose network it is.
+        features: F of them.
+        masks: {layer: (F, I, O) bool}; layers that are not named keep all their kernels.
+    """
+    network = model.network()
+    features = features.resolve(network.layers)
+    layers = scored_layers(network, features.layer, tuple(masks))
+    directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs) != 0, jnp.float32)
+    found = []
+    for f in range(len(features)):
+        kept = {name: jnp.asarray(mask[f], bool) for name, mask in masks.items()}
+        on_path = _on_path(network, features.layer, layers, model.variables, kept, directions[f : f + 1])
+        found.append({name: on_path[name] & kept[name] for name in layers})
+    return {name: jnp.concatenate([masks[name] for masks in found]) for name in layers}
+
+
+@functools.partial(jax.jit, static_argnames=("network", "target", "layers"))
+def _on_path(
+    network: Network, target: str, layers: tuple[str, ...], variables: Variables, masks: Masks, directions: Array
+) -> Masks:
+    """The kernels with a gradient in the pinned network, for directions (F, O) of zeros and ones."""
+    positive = ones(network, variables, masks)
+    image = jnp.ones((1, *network.image_shape))
+    found = gradients(network, positive, target, layers, image, directions, jnp.ones_like, pinned=True)
+    signed = criterion("snip", "none")  # nothing is negative here, so that no path cancels another
+    reached = {}
+    for name in layers:
+        layer, x = network.layers[name], found.inputs[name]
+        if name == target:
+            statistic = signed.target(layer, x, found.cotangents, directions, layer.weight(positive))
+        else:
+            statistic = signed.inner(layer, x, found.outputs[name], layer.weight(positive))
+        reached[name] = statistic > 0
+    return reached

@@ -1,0 +1,188 @@
+"""Score every relevant kernel of many features over a set of images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcircuits.chunks import chunk_size, in_chunks
+from jaxcircuits.criteria import BASELINES, CRITERIA, Criterion
+from jaxcircuits.criteria import criterion as find_criterion
+from jaxcircuits.data import batches, count, image_shape
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import Features, Place, cotangents, place_weights
+from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.model import Model
+from jaxcircuits.paths import relevant
+from jaxcircuits.taps import Network
+
+# as `jax.default_matmul_precision` calls them
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+
+
+class Record(NamedTuple):
+    """How scores came about; stands in the manifest of every circuit made of them."""
+
+    criterion: str
+    absolute: str | None
+    objective: str
+    images: int
+    seed: int | None
+    precision: str
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "relevant"], meta_fields=["layers", "record"]
+)
+@dataclass(frozen=True)
+class Scores:
+    """Saliency of each kernel for each feature.
+
+    Attributes:
+        values: {layer: (F, I, O) float32}, at least 0 unless absolute="none"; 0 where not relevant.
+        relevant: {layer: (F, I, O) bool}, the kernels from which a path leads to the feature.
+        layers: their names in call order (`jit` sorts dictionaries).
+        record: how they came about.
+    """
+
+    values: Mapping[str, Array]
+    relevant: Mapping[str, Array]
+    layers: tuple[str, ...]
+    record: Record
+
+
+class Plan(NamedTuple):
+    """What a compiled scoring step depends on besides its arguments."""
+
+    network: Network
+    target: str
+    layers: tuple[str, ...]
+    criterion: Criterion
+    objective: str
+    place: Place
+
+
+def score(
+    model: Model,
+    images,
+    features: Features,
+    *,
+    criterion: str = "snip",
+    absolute: str = "per_image",
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    chunk: int | None = None,
+    batch: int = 1,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Scores:
+    """Score the kernels of every layer before the features, and of their own.
+
+    Args:
+        model: the network and its weights.
+        images: what `read_images` returns, or a normalised float array (N, H, W, C).
+        features: F of them, of one layer.
+        criterion: "snip", "actgrad", "magnitude" or "random"; the equations stand in `jaxcircuits.criteria`.
+        absolute: where absolute values are taken: "per_image" (the default), "whole_set" (SNIP only) or "none". The
+            three are different quantities; none depends on how images are batched.
+        layers: those to score; by default all convolutions before the features and, for a feature of a dense layer, the
+            dense layers too.
+        seed: of criterion "random".
+        precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".
+        chunk: features scored together; by default as many as fit in memory.
+        batch: images in one device call.
+        progress: called with the number of features times images done since the last call.
+
+    Returns:
+        Scores for all F features, in their order.
+
+    Raises:
+        InputError: an unknown name, a channel, direction or position that the layer does not have, no images, images of
+            another shape than the model takes, or weights that are missing.
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    network = model.network(image_shape(images))
+    features = features.resolve(network.layers)
+    chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
+    model.check_weights((*chosen, features.layer))
+    number = count(images)
+    possible = relevant(network, model.variables, features, chosen)
+    record = Record(criterion, absolute, features.objective, number, None, precision)
+    if criterion in BASELINES:
+        weights = {name: network.layers[name].weight(model.variables) for name in chosen}
+        values = BASELINES[criterion](weights, features.labels, seed=seed)
+        record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
+    else:
+        rule = find_criterion(criterion, absolute)
+        plan = Plan(network, features.layer, chosen, rule, features.objective, features.place)
+        chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
+        with jax.default_matmul_precision(PRECISIONS[precision]):
+            parts = [
+                _over_images(plan, model, images, number, part, batch, progress)
+                for part in in_chunks(features, chunk)
+            ]
+        values = {name: jnp.concatenate([part[name] for part in parts])[: len(features)] for name in chosen}
+    values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
+    return Scores(values, possible, chosen, record)
+
+
+def _over_images(
+    plan: Plan, model: Model, images, number: int, features: Features, batch: int, progress: Callable[[int], object]
+) -> dict[str, Array]:
+    """{layer: (F, I, O)} of one chunk of features."""
+    layers = plan.network.layers
+    directions = jnp.asarray(features.matrix(layers[plan.target].outputs))
+    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
+    total, done = None, 0
+    for block, real in batches(images, batch):
+        given = jnp.asarray(places[done : done + batch])
+        arguments = model.variables, directions, given, jnp.asarray(block), jnp.int32(real)
+        if total is None:
+            shapes = jax.eval_shape(functools.partial(_statistics, plan), *arguments)
+            total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total = _step(plan, total, *arguments)
+        done += real
+        progress(real * len(features))
+    return _finish(plan, total, model.variables, jnp.float32(number))
+
+
+def _statistics(plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array) -> dict[str, Array]:
+    """The criterion's statistic of each layer, summed over the first `real` images of a block."""
+    counts = (jnp.arange(len(images)) < real)[:, None, None]
+
+    def objective(maps: Array) -> Array:
+        where = place_weights(plan.place, maps, places)
+        return cotangents(plan.objective, maps, where) * counts
+
+    found = gradients(plan.network, variables, plan.target, plan.layers, images, directions, objective)
+    statistics = {}
+    for name in plan.layers:
+        layer, x = plan.network.layers[name], found.inputs[name]
+        w = layer.weight(variables)
+        if name == plan.target:
+            statistics[name] = plan.criterion.target(layer, x, found.cotangents, directions, w)
+        else:
+            statistics[name] = plan.criterion.inner(layer, x, found.outputs[name], w)
+    return statistics
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
+def _step(plan: Plan, total, variables, directions: Array, places: Array, images: Array, real: Array):
+    new = _statistics(plan, variables, directions, places, images, real)
+    return jax.tree.map(jnp.add, total, new)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _finish(plan: Plan, total, variables, number: Array) -> dict[str, Array]:
+    layers = plan.network.layers
+    return {name: plan.criterion.finish(t, layers[name].weight(variables), number) for name, t in total.items()}
