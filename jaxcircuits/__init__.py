@@ -1,0 +1,44 @@
+"""jaxcircuits: feature-preserving circuits of convolutional networks, thousands at once, in JAX.
+
+For a feature of a network (a channel, a direction, one position) a circuit is the small set of 2-D convolution kernels
+that computes it. Images and weights become scores, scores masks, masks circuits:
+
+    model = jc.load("alexnet", weights="lpips")
+    images = jc.read_images("photos", model)
+    features = jc.Features("features.10", channels=[9, 161])
+    scores = jc.score(model, images, features, criterion="snip")
+    masks = jc.top_kernels(scores, keep=0.05)
+    r = jc.correlation(model, images, features, masks)
+"""
+
+from jaxcircuits.circuit import Circuit
+from jaxcircuits.data import Images, read_images
+from jaxcircuits.errors import InputError
+from jaxcircuits.faithfulness import correlation, curve
+from jaxcircuits.features import Features
+from jaxcircuits.jobs import extract
+from jaxcircuits.masks import iou, top_kernels
+from jaxcircuits.model import Model, load
+from jaxcircuits.paths import effective_kernels, relevant_kernels
+from jaxcircuits.scores import Scores, score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Circuit",
+    "Features",
+    "Images",
+    "InputError",
+    "Model",
+    "Scores",
+    "correlation",
+    "curve",
+    "effective_kernels",
+    "extract",
+    "iou",
+    "load",
+    "read_images",
+    "relevant_kernels",
+    "score",
+    "top_kernels",
+]

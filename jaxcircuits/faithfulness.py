@@ -1,0 +1,165 @@
+"""How well a circuit computes its feature: the feature's maps in the masked network against those in the full one."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcircuits.chunks import in_chunks
+from jaxcircuits.data import batches, count, image_shape
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import Features, Place, find_layer, place_weights
+from jaxcircuits.gradients import activations
+from jaxcircuits.masks import Masks, top_kernels
+from jaxcircuits.model import Model
+from jaxcircuits.scores import Scores
+from jaxcircuits.taps import Network, with_masks
+
+KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
+"""The 13 keep levels of the paper's curves."""
+
+# Features whose full maps are computed together, and images in one device call.
+CHUNK, BATCH = 64, 16
+
+
+def correlation(
+    model: Model, images, features: Features, masks: Mapping[str, Array], *, batch: int = BATCH
+) -> np.ndarray:
+    """Pearson correlation r of each feature in its circuit with the feature in the full network: (F,) float64.
+
+    With x and y the two over all images and positions (or each image's one position, where the features have one),
+    flattened as in the paper:  r = sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2  sum (y - mean y)^2).
+
+    Args:
+        model: the full network.
+        images: as for `score`; other images than those that scored judge a circuit fairly.
+        features: F of them.
+        masks: {layer: (F, I, O) bool}; layers that are not named keep all their kernels.
+        batch: images in one device call.
+
+    Returns:
+        r between -1 and 1; nan, with a warning that names the feature, where one of the two is constant.
+
+    Raises:
+        InputError: as `score`, and masks of other layers or shapes than the model's.
+    """
+    return correlations(model, images, features, [masks], batch=batch)[:, 0]
+
+
+def curve(
+    model: Model, images, features: Features, scores: Scores, keeps: Sequence[float] = KEEPS, *, batch: int = BATCH
+) -> np.ndarray:
+    """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64."""
+    masks = [top_kernels(scores, keep=keep) for keep in keeps]
+    return correlations(model, images, features, masks, batch=batch)
+
+
+def correlations(
+    model: Model,
+    images,
+    features: Features,
+    masks: Sequence[Mapping[str, Array]],
+    *,
+    batch: int = BATCH,
+    progress: Callable[[int], object] = lambda done: None,
+) -> np.ndarray:
+    """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
+    network = model.network(image_shape(images))
+    features = features.resolve(network.layers)
+    model.check_weights([features.layer])
+    for mask in masks:
+        _check_masks(network, mask, len(features))
+    number = count(images)
+    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
+    moments = np.empty((len(features), len(masks)), object)
+    directions = features.matrix(network.layers[features.layer].outputs)
+    size = min(CHUNK, len(features))
+    plan = Plan(network, features.layer, features.place)
+    with jax.default_matmul_precision("highest"):
+        for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
+            d = jnp.asarray(part.matrix(directions.shape[1]))
+            done = 0
+            for block, real in batches(images, batch):
+                block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
+                full, where = _full_maps(plan, model.variables, d, given, block, jnp.int32(real))
+                for f, k in np.ndindex(min(size, len(features) - start), len(masks)):
+                    mask = {name: m[start + f] for name, m in masks[k].items()}
+                    found = _moments(plan, model.variables, mask, d, full, where, jnp.int32(f), block)
+                    moments[start + f, k] = _merged(moments[start + f, k], found)
+                done += real
+                progress(real * min(size, len(features) - start))
+    return _pearson(moments, features.labels)
+
+
+class Plan(NamedTuple):
+    """What a compiled evaluation depends on besides its arguments."""
+
+    network: Network
+    target: str
+    place: Place
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _full_maps(plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array):
+    """The features in the full network (F, N, H, W), and where they count: 1 or 0, of the same shape."""
+    x = plan.network.run(variables, images)[plan.target]
+    maps = activations(plan.network.layers[plan.target], variables, x, directions)
+    where = place_weights(plan.place, maps, places) * (jnp.arange(len(images)) < real)[:, None, None]
+    return maps, jnp.broadcast_to(where, maps.shape)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _moments(plan: Plan, variables, mask, directions: Array, full: Array, where: Array, f: Array, images: Array):
+    """Count, means, centred second moments and extremes of feature f in its circuit (x) and in the full network (y)."""
+    masked = with_masks(plan.network, variables, mask)
+    inputs = plan.network.run(masked, images)[plan.target]
+    x = activations(plan.network.layers[plan.target], masked, inputs, directions[f][None])[0]
+    y, counts = full[f], where[f]
+    n = counts.sum()
+    mean_x, mean_y = (x * counts).sum() / n, (y * counts).sum() / n
+    dx, dy = (x - mean_x) * counts, (y - mean_y) * counts
+    here = counts > 0
+    extremes = [jnp.where(here, sign * a, jnp.inf).min() * sign for a in (x, y) for sign in (1, -1)]
+    return jnp.stack([n, mean_x, mean_y, (dx * dx).sum(), (dy * dy).sum(), (dx * dy).sum(), *extremes])
+
+
+def _merged(old: np.ndarray | None, new: Array) -> np.ndarray:
+    """The moments of two sets of values together, in float64 (Chan, Golub, LeVeque 1979)."""
+    b = np.asarray(new, np.float64)
+    if old is None:
+        return b
+    n = old[0] + b[0]
+    dx, dy = b[1] - old[1], b[2] - old[2]
+    between = np.array([dx * dx, dy * dy, dx * dy]) * old[0] * b[0] / n
+    low, high = np.minimum(old[6:], b[6:]), np.maximum(old[6:], b[6:])
+    return np.array([n, old[1] + dx * b[0] / n, old[2] + dy * b[0] / n, *(old[3:6] + b[3:6] + between),
+                     low[0], high[1], low[2], high[3]])  # fmt: skip
+
+
+def _pearson(moments: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    r = np.full(moments.shape, np.nan)
+    for f, k in np.ndindex(moments.shape):
+        *_, xx, yy, xy, low_x, high_x, low_y, high_y = moments[f, k]
+        if low_x < high_x and low_y < high_y:
+            r[f, k] = xy / np.sqrt(xx * yy)
+        else:
+            what = "circuit" if low_y < high_y else "full network"
+            warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)
+    return r
+
+
+def _check_masks(network: Network, masks: Mapping[str, Array], features: int) -> None:
+    for name, mask in masks.items():
+        layer = find_layer(network.layers, name)
+        if layer.trouble:
+            raise InputError(layer.trouble)
+        expected = (features, layer.inputs, layer.outputs)
+        if tuple(mask.shape) != expected:
+            raise InputError(f"the mask of {name!r} has shape {tuple(mask.shape)}; expected {expected}")
