@@ -1,0 +1,127 @@
+"""Flax weights in a directory: an orbax checkpoint, and a manifest.json that says what it holds."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weights_conversion.errors import ConversionError, reason
+from weights_conversion.rules import StateDict, Variables, digest, to_flax, to_torch
+
+FORMAT = "jaxcircuits weights 1"
+MANIFEST = "manifest.json"
+WEIGHTS = "weights"
+
+
+def is_checkpoint(directory: str | Path) -> bool:
+    """Whether `save_checkpoint` seems to have written the directory."""
+    return os.path.isfile(Path(directory) / MANIFEST)
+
+
+def save_checkpoint(
+    directory: str | Path,
+    variables: Mapping[str, Any],
+    extras: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes weights and a manifest; the directory appears whole or not at all.
+
+    Args:
+        directory: must not exist, unless it is a checkpoint and `overwrite` is set.
+        variables: see `Converted`.
+        extras: see `Converted`.
+        manifest: anything that JSON can hold. "missing", if there, lists the PyTorch names whose leaves are only
+            filled up with zeros. "format" and "sha256", the `digest` of the weights, are added.
+        overwrite: replace an older checkpoint.
+
+    Raises:
+        ConversionError: the directory exists already or cannot be written.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).absolute()  # orbax insists
+    if directory.exists() and not overwrite:
+        raise ConversionError(f"{directory} exists already")
+    if directory.exists() and not is_checkpoint(directory):
+        raise ConversionError(f"{directory} is no checkpoint, so it is not overwritten")
+    missing = list(manifest.get("missing", ()))
+    sha256 = digest(to_torch(variables, missing=missing))
+    manifest = {**manifest, "format": FORMAT, "missing": missing, "sha256": sha256}
+    tree = jax.tree.map(np.asarray, {"variables": variables, "extras": dict(extras)})
+    beside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    try:
+        beside.mkdir()
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(beside / WEIGHTS, tree)
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if directory.exists():
+            directory.rename(old)
+        beside.rename(directory)
+    except Exception as err:  # orbax reports a full disk in its own ways
+        raise ConversionError(f"cannot write {directory}: {reason(err)}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    directory: str | Path, template: Mapping[str, Any] | None = None
+) -> tuple[Variables, StateDict, dict[str, Any]]:
+    """Reads what `save_checkpoint` wrote.
+
+    Args:
+        directory: the checkpoint.
+        template: variables or their shapes that the weights have to fit.
+
+    Returns:
+        Variables and extras as NumPy arrays, and the manifest.
+
+    Raises:
+        ConversionError: no checkpoint, a broken one, one of another format, or one that does not fit the template.
+    """
+    directory = Path(directory).absolute()
+    manifest = _read_manifest(directory)
+    try:
+        tree = _restore(directory / WEIGHTS)
+        variables, extras = tree["variables"], tree["extras"]
+        state = to_torch(variables, missing=manifest["missing"])
+    except Exception as err:  # a broken checkpoint may raise anything
+        raise ConversionError(f"the checkpoint {directory} is broken: {reason(err)}") from None
+    if digest(state) != manifest.get("sha256"):
+        raise ConversionError(f"the checkpoint {directory} is broken: its weights are not those its manifest describes")
+    if template is not None:
+        to_flax(state, template, optional=manifest["missing"].__contains__)
+    return variables, extras, manifest
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except OSError as err:
+        raise ConversionError(f"{directory} is no checkpoint: cannot read its {MANIFEST}: {reason(err)}") from None
+    except ValueError:
+        raise ConversionError(f"{directory} is no checkpoint: its {MANIFEST} is not JSON") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ConversionError(f"{directory} is no checkpoint: its {MANIFEST} has format {found!r}, expected {FORMAT!r}")
+    return manifest
+
+
+def _restore(path: Path) -> Any:
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("orbax finds no weights in it")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        return checkpointer.restore(path, restore_args=as_numpy)
