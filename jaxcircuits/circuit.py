@@ -23,6 +23,9 @@ from jaxcircuits.features import Features
 
 KEY, FORMAT = "jaxcircuits", 1
 
+# What a manifest says of the result, not of the question: the same question may have it differ in a last digit.
+COMPUTED = {"versions", "relevant", "kept", "effective", "correlation"}
+
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
@@ -46,10 +49,8 @@ class Circuit:
         """The circuit's one feature."""
         feature = self.manifest["feature"]
         position = feature["position"]
-        options = {
-            "position": tuple(position) if isinstance(position, list) else position,
-            "objective": self.manifest["objective"],
-        }
+        place = np.asarray(position) if isinstance(position, list) else position
+        options = {"position": place, "objective": self.manifest["objective"]}
         if self.direction is not None:
             return Features(feature["layer"], directions=self.direction, names=[feature["name"]], **options)
         return Features(feature["layer"], channels=[feature["channel"]], **options)
@@ -119,8 +120,8 @@ def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
         old = dict(_load(path).manifest)
     except InputError:
         raise InputError(f"{str(path)!r} exists and is no circuit file; --force (force=True) overwrites it") from None
-    new = json.loads(json.dumps({**manifest, "versions": None}))
-    differing = sorted(k for k in {*old, *new} - {"versions"} if old.get(k) != new.get(k))
+    new = json.loads(json.dumps(manifest))
+    differing = sorted(k for k in {*old, *new} - COMPUTED if old.get(k) != new.get(k))
     if differing:
         raise InputError(
             f"{str(path)!r} holds a circuit made otherwise ({', '.join(differing)} differ); --force (force=True) "

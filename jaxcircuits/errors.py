@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Input that cannot be used. Its message is one sentence for a person; the command line prints it and exits with 2."""
+    """Input that cannot be used. Its message is one sentence; the command line prints it and exits with 2."""
 
 
 def nearest(name: str, known: Iterable[str], *, shown: int = 4) -> str:

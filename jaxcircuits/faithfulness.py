@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features, Place, find_layer, place_weights
 from jaxcircuits.gradients import activations
-from jaxcircuits.masks import Masks, top_kernels
+from jaxcircuits.layers import Arrays
+from jaxcircuits.masks import top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Scores
 from jaxcircuits.taps import Network, with_masks
@@ -29,9 +30,7 @@ KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
 CHUNK, BATCH = 64, 16
 
 
-def correlation(
-    model: Model, images, features: Features, masks: Mapping[str, Array], *, batch: int = BATCH
-) -> np.ndarray:
+def correlation(model: Model, images, features: Features, masks: Arrays, *, batch: int = BATCH) -> np.ndarray:
     """Pearson correlation r of each feature in its circuit with the feature in the full network: (F,) float64.
 
     With x and y the two over all images and positions (or each image's one position, where the features have one),
@@ -65,7 +64,7 @@ def correlations(
     model: Model,
     images,
     features: Features,
-    masks: Sequence[Mapping[str, Array]],
+    masks: Sequence[Arrays],
     *,
     batch: int = BATCH,
     progress: Callable[[int], object] = lambda done: None,
@@ -155,7 +154,7 @@ def _pearson(moments: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     return r
 
 
-def _check_masks(network: Network, masks: Mapping[str, Array], features: int) -> None:
+def _check_masks(network: Network, masks: Arrays, features: int) -> None:
     for name, mask in masks.items():
         layer = find_layer(network.layers, name)
         if layer.trouble:

@@ -1,9 +1,9 @@
-"""What a circuit preserves: channels or directions of one layer, where they are looked at, and the number made of them."""
+"""What a circuit preserves: channels or directions of a layer, where they are looked at, and the number made of it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.errors import InputError, nearest
-from jaxcircuits.taps import Layer
+from jaxcircuits.layers import Layer
 
 OBJECTIVES = ("abs", "sum", "max")
 Position = Literal["middle", "argmax"] | tuple[int, int] | np.ndarray | None
@@ -148,6 +148,19 @@ class Features:
         return self.position.astype(np.int32)
 
 
+def joined(features: Iterable[Features]) -> list[Features]:
+    """Neighbours that differ in nothing but their channels as one, so that they share their passes."""
+    result: list[Features] = []
+    for new in features:
+        last = result[-1] if result else None
+        alike = last is not None and (last.layer, last.place, last.objective) == (new.layer, new.place, new.objective)
+        if last is None or not alike or not (last.channels and new.channels) or new.place == "given":
+            result.append(new)
+        else:
+            result[-1] = replace(last, channels=(*last.channels, *new.channels))
+    return result
+
+
 def find_layer(layers: Mapping[str, Layer], name: str) -> Layer:
     """The layer of that name, or an InputError that gives the nearest names."""
     if name not in layers:
@@ -164,7 +177,9 @@ def _checked_position(position) -> Position:
             return int(places[0]), int(places[1])
         if places.dtype.kind in "iu" and places.ndim == 2 and places.shape[1:] == (2,):
             return places
-    raise InputError(f"unknown position {position!r}; expected (h, w), 'middle', 'argmax' or an (N, 2) array of numbers")
+    raise InputError(
+        f"unknown position {position!r}; expected (h, w), 'middle', 'argmax' or an (N, 2) array of numbers"
+    )
 
 
 def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> Features:
@@ -182,7 +197,9 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
     layer, colon, rest = text.partition(":")
     what, at, where = rest.rpartition("@") if "@" in rest and not rest.endswith(".npy") else (rest, "", "")
     if not (layer and colon and what) or bool(at) != bool(where):
-        raise InputError(f"{text!r} is no feature; expected LAYER:CHANNEL, LAYER:A-B, LAYER:* or LAYER:FILE.npy, then @H,W")
+        raise InputError(
+            f"{text!r} is no feature; expected LAYER:CHANNEL, LAYER:A-B, LAYER:* or LAYER:FILE.npy, then @H,W"
+        )
     position: Position = None
     if at:
         numbers = re.fullmatch(r"(\d+),(\d+)", where)
@@ -221,7 +238,7 @@ def _directions(file: str) -> np.ndarray:
 
 
 def place_weights(place: Place, maps: Array, given: Array) -> Array:
-    """Where the feature is looked at: 1 there and 0 elsewhere, of the shape of maps (F, N, H, W) or one that broadcasts.
+    """Where the feature is looked at: 1 there and 0 elsewhere, of a shape that broadcasts to the maps' (F, N, H, W).
 
     Args:
         place: `Features.place`.

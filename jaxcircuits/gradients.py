@@ -11,8 +11,9 @@ from jax import Array
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
+from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.ops import feature_input_gradients, feature_maps
-from jaxcircuits.taps import Layer, Network, Variables
+from jaxcircuits.taps import Network
 
 
 class Gradients(NamedTuple):

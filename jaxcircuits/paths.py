@@ -8,7 +8,6 @@ saturates or underflows, as it would with the absolute weights.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,9 @@ from jax import Array
 from jaxcircuits.criteria import criterion
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.layers import Arrays, Variables
 from jaxcircuits.model import Model
-from jaxcircuits.taps import Network, Variables, ones
+from jaxcircuits.taps import Network, ones
 
 Masks = dict[str, Array]
 
@@ -52,7 +52,7 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     return masks
 
 
-def effective_kernels(model: Model, features: Features, masks: Mapping[str, Array]) -> Masks:
+def effective_kernels(model: Model, features: Features, masks: Arrays) -> Masks:
     """The kept kernels that still lie on a path from the pixels to the feature: {layer: (F, I, O) bool}.
 
     Args:

@@ -128,8 +128,7 @@ def score(
         chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
         with jax.default_matmul_precision(PRECISIONS[precision]):
             parts = [
-                _over_images(plan, model, images, number, part, batch, progress)
-                for part in in_chunks(features, chunk)
+                _over_images(plan, model, images, number, part, batch, progress) for part in in_chunks(features, chunk)
             ]
         values = {name: jnp.concatenate([part[name] for part in parts])[: len(features)] for name in chosen}
     values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
@@ -156,7 +155,9 @@ def _over_images(
     return _finish(plan, total, model.variables, jnp.float32(number))
 
 
-def _statistics(plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array) -> dict[str, Array]:
+def _statistics(
+    plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array
+) -> dict[str, Array]:
     """The criterion's statistic of each layer, summed over the first `real` images of a block."""
     counts = (jnp.arange(len(images)) < real)[:, None, None]
 

@@ -1,5 +1,6 @@
 """torchvision as the judge of models and conversion."""
 
+import sys
 from types import ModuleType
 
 import torch
@@ -9,11 +10,15 @@ _definitions: list[torch.library.Library] = []  # an operator lives as long as i
 
 def torchvision() -> ModuleType:
     """Imports torchvision, also the published one beside a CPU build of PyTorch, which lacks two operators."""
-    if not _definitions and not hasattr(torch.ops.torchvision, "nms"):
+    try:
+        import torchvision
+    except RuntimeError:  # operator torchvision::nms does not exist
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _definitions.append(library)
-    import torchvision
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torchvision
 
     return torchvision

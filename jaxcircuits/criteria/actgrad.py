@@ -14,14 +14,15 @@ References:
     for kernels and features: Hamblin, Konkle, Alvarez (arXiv 2206.01627).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxcircuits.layers import Layer
 from jaxcircuits.ops import patches
-from jaxcircuits.taps import Layer
 
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
@@ -31,8 +32,11 @@ def _same(a: Array) -> Array:
     return a
 
 
-def _by_output(part, layer: Layer, x: Array, w: Array, dot) -> Array:
-    """dot(A[o] (N, P, I), o's slice) for each output channel o -> (O, ...), a block of channels at a time."""
+def _by_output(part, layer: Layer, x: Array, w: Array, dot) -> tuple[Callable[..., Array], Array, Array]:
+    """A function of one group, its patches and its weights: dot(A[o], o's slice) for each of its output channels o.
+
+    A[o] is (N, P, I); a block of output channels is in memory at a time.
+    """
     seen = patches(layer, x)
     seen = jnp.moveaxis(seen.reshape(*seen.shape[:3], layer.groups, layer.inputs), 3, 0)
     w = w.reshape(*w.shape[:2], layer.groups, -1)

@@ -25,8 +25,8 @@ __all__ = ["Images", "Preprocessing", "batches", "count", "image_shape", "read_i
 class _ImageNet(NamedTuple):
     input_size: int = 224
     resize_size: int = 256
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 def read_images(

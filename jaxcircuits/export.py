@@ -1,0 +1,77 @@
+"""Circuits for PyTorch: masks for `torch.nn.utils.prune`, and weights with the masks multiplied in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxcircuits.circuit import Circuit
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import find_layer
+from jaxcircuits.model import Model
+from jaxcircuits.taps import with_masks
+from weights_conversion import ConversionError, StateDict, to_torch, write_state
+
+USAGE = """\
+masks = torch.load({masks!r})
+for name, mask in masks.items():
+    module = model.get_submodule(name.removesuffix(".weight_mask"))
+    torch.nn.utils.prune.custom_from_mask(module, "weight", mask.expand_as(module.weight))
+"""
+
+
+def torch_masks(model: Model, circuit: Circuit) -> StateDict:
+    """Masks in PyTorch's order and names: {"features.0.weight_mask": bool (O, I, 1, 1)}; dense layers (O, I).
+
+    Raises:
+        InputError: the circuit is of another network.
+    """
+    masks = {}
+    for name, mask in circuit.masks.items():
+        layer = find_layer(model.layers, name)
+        if mask.shape != (layer.inputs, layer.outputs):
+            raise InputError(
+                f"the circuit's mask of {name!r} is {mask.shape}; this model has {(layer.inputs, layer.outputs)}"
+            )
+        by_output = np.ascontiguousarray(mask.T)
+        masks[f"{name}.weight_mask"] = by_output if layer.kind == "dense" else by_output[:, :, None, None]
+    return masks
+
+
+def torch_weights(model: Model, circuit: Circuit) -> StateDict:
+    """The circuit's network as a torchvision state dict: weights times masks; what the source lacks is left out."""
+    torch_masks(model, circuit)  # refuses another network's circuit
+    masked = with_masks(model.network(), model.variables, circuit.masks)
+    return to_torch(masked, extras=model.extras, missing=model.missing)
+
+
+def export_circuit(model: Model, circuit: Circuit, stem: str | Path, *, force: bool = False) -> list[Path]:
+    """Write `STEM.masks.pt`, `STEM.masks.safetensors` and `STEM.weights.pth`, each whole or not at all.
+
+    Args:
+        model: the full network.
+        circuit: of that network.
+        stem: path of the files without their endings.
+        force: overwrite files that exist.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        InputError: the circuit is of another network, PyTorch is missing, or a file exists or cannot be written.
+    """
+    masks = torch_masks(model, circuit)
+    contents = {".masks.pt": masks, ".masks.safetensors": masks, ".weights.pth": torch_weights(model, circuit)}
+    paths = [Path(f"{stem}{ending}") for ending in contents]
+    if not force and (there := [path for path in paths if path.exists()]):
+        raise InputError(f"{str(there[0])!r} exists; --force (force=True) overwrites it")
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, state in zip(paths, contents.values(), strict=True):
+            write_state(path, state)
+    except ConversionError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{str(paths[0].parent)!r} cannot be made: {error.strerror or error}") from error
+    return paths
