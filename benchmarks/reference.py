@@ -1,0 +1,90 @@
+"""The baseline that does what the paper's program does: one feature at a time, everything from scratch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.torch_networks import Convolutions
+
+Scores = list[Tensor]  # one (O, I) a layer
+
+
+def snip(network: Convolutions, images: Tensor, channel: int, absolute: str) -> Scores:
+    """Backward once an image (or once for all), then |w * gradient|."""
+    batches = images.split(1 if absolute == "per_image" else len(images))
+
+    def one(batch: Tensor) -> Scores:
+        network.zero_grad()
+        network(batch)[:, channel].abs().sum().backward()
+        weights = [convolution.weight for convolution in network.convolutions]
+        return [(w * _gradient(w)).detach().abs().mean((2, 3)) / len(images) for w in weights]
+
+    return _summed(one(batch) for batch in batches)
+
+
+def actgrad(network: Convolutions, images: Tensor, channel: int) -> Scores:
+    """Every kernel's map is kept: a grouped convolution with one output for each pair (i, o), summed afterwards."""
+
+    def one(image: Tensor) -> Scores:
+        x, maps = image, []
+        for stage, convolution in zip(network.stages, network.convolutions, strict=True):
+            x = stage(x)
+            maps.append(_kernel_maps(convolution, x))
+            maps[-1].retain_grad()
+            total = maps[-1].sum(1)
+            # the value of the ordinary convolution, or rounding would switch a ReLU now and then
+            x = total + (convolution(x) - total).detach()
+        x[:, channel].abs().sum().backward()
+        return [(m * _gradient(m)).detach().abs().mean((0, 3, 4)).T / len(images) for m in maps]
+
+    return _summed(one(image) for image in images.split(1))
+
+
+def _kernel_maps(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """(1, I, O, H, W)."""
+    inputs, outputs = convolution.in_channels, convolution.out_channels
+    weight = convolution.weight.transpose(0, 1).reshape(inputs * outputs, 1, *convolution.kernel_size)
+    padding: Any = convolution.padding
+    maps = nn.functional.conv2d(x, weight, None, convolution.stride, padding, groups=inputs)
+    return maps.reshape(1, inputs, outputs, *maps.shape[2:])
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def _summed(parts) -> Scores:
+    total: Scores | None = None
+    for part in parts:
+        total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+    assert total is not None
+    return total
+
+
+def curve(network: Convolutions, images: Tensor, channel: int, masks: list[Scores]) -> Tensor:
+    """Pearson r of a feature in each of several circuits, given by their masks (O, I) a layer."""
+    with torch.no_grad():
+        full = network(images)[:, channel].flatten()
+        weights = [convolution.weight.data for convolution in network.convolutions]
+        result = []
+        for mask in masks:
+            for convolution, w, m in zip(network.convolutions, weights, mask, strict=True):
+                convolution.weight.data = w * m[:, :, None, None]
+            result.append(torch.corrcoef(torch.stack([network(images)[:, channel].flatten(), full]))[0, 1])
+        for convolution, w in zip(network.convolutions, weights, strict=True):
+            convolution.weight.data = w
+        return torch.stack(result)
+
+
+def run(what: str, network: Convolutions, images: Tensor, channels: tuple[int, ...]) -> Scores:
+    """Scores of several features, (F, O, I) a layer."""
+    one: Callable[[int], Scores] = (
+        (lambda c: actgrad(network, images, c))
+        if what == "actgrad"
+        else (lambda c: snip(network, images, c, "whole_set" if what.endswith("whole_set") else "per_image"))
+    )
+    features = [one(channel) for channel in channels]
+    return [torch.stack(layer) for layer in zip(*features, strict=True)]
