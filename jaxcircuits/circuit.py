@@ -7,24 +7,43 @@ Kernels stand in PyTorch's order (O, I) in files and in Flax's (I, O) in memory.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
+from jaxcircuits.files import write_whole
 
 KEY, FORMAT = "jaxcircuits", 1
 
 # What a manifest says of the result, not of the question: the same question may have it differ in a last digit.
 COMPUTED = {"versions", "relevant", "kept", "effective", "correlation"}
+
+# What is read of a manifest, and the types that it may have; what else stands there is only passed on.
+TYPES: Mapping[str, Any] = {
+    "model": (str,),
+    "weights": {"source": (str,), "sha256": (str,)},
+    "images": {"source": (str,), "resize": (str, None), "number": (int,), "digest": (str,)},
+    "feature": {"layer": (str,), "name": (str,), "channel": (int,), "position": (str, list, None)},
+    "criterion": (str,),
+    "objective": (str,),
+    "keep": (float, int, None),
+    "kernels": (int, None),
+    "relevant": (int,),
+    "kept": (int,),
+    "effective": (int,),
+    "correlation": (float, int, None),
+    "layers": (list,),
+}
+EITHER = {"name", "channel"}  # of a feature
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +77,7 @@ class Circuit:
     @property
     def stem(self) -> str:
         """The file's name without its ending: `features.10_9@6,6.snip.keep0.05`."""
-        feature, criterion = self.manifest["feature"], self.manifest["criterion"]
-        name = feature["name"] if self.direction is not None else feature["channel"]
-        place = self.features.place
-        at = "" if place is None else "@" + (",".join(map(str, place)) if isinstance(place, tuple) else place)
-        kept = self.manifest["keep"]
-        amount = f"kernels{self.manifest['kernels']}" if kept is None else f"keep{kept:g}"
-        return f"{feature['layer']}_{name}{at}.{criterion}.{amount}"
+        return stem(self.manifest)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the circuit to a file, which appears whole or not at all.
@@ -75,15 +88,19 @@ class Circuit:
         from safetensors.numpy import save
 
         path = Path(path)
-        if not force and path.exists():
-            _check_same(path, self.manifest)
-        tensors = {f"mask/{name}": np.ascontiguousarray(mask.T) for name, mask in self.masks.items()}
+        manifest = {**self.manifest, "layers": list(self.masks)}
+        if not force:
+            check_free(path, manifest)
+        tensors = {f"mask/{name}": np.ascontiguousarray(mask.T, bool) for name, mask in self.masks.items()}
         if self.scores is not None:
             tensors |= {f"score/{name}": np.ascontiguousarray(s.T, np.float32) for name, s in self.scores.items()}
         if self.direction is not None:
             tensors["direction"] = np.ascontiguousarray(self.direction, np.float32)
-        manifest = {**self.manifest, "format": FORMAT, "layers": list(self.masks)}
-        write_whole(path, save(tensors, {KEY: json.dumps(manifest, sort_keys=True)}))
+        try:
+            text = json.dumps({**manifest, "format": FORMAT}, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the circuit's manifest cannot be written as JSON: {error}") from None
+        write_whole(path, save(tensors, {KEY: text}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Circuit:
@@ -92,73 +109,129 @@ class Circuit:
         Raises:
             InputError: there is no such file, or it is no circuit file of this version.
         """
-        return _load(Path(path))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there: nobody ever sees half of it.
-
-    Raises:
-        InputError: the folder cannot be made or the file not be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(path)
+        metadata, tensors = _read(path)
         try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+            return _circuit(metadata, tensors)
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise InputError(f"{str(path)!r} is no circuit file: {error}") from None
 
 
-def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
+def stem(manifest: Mapping[str, Any]) -> str:
+    """A circuit file's name without its ending."""
+    kept = manifest["keep"]
+    amount = f"kernels{manifest['kernels']}" if kept is None else f"keep{kept:g}"
+    return _tame(f"{feature_stem(manifest)}.{manifest['criterion']}.{amount}")
+
+
+def feature_stem(manifest: Mapping[str, Any]) -> str:
+    """The part of `stem` that says which feature it is: `features.10_9@6,6`."""
+    feature, position = manifest["feature"], manifest["feature"]["position"]
+    which = feature["name"] if "name" in feature else feature["channel"]
+    if isinstance(position, list):
+        position = "given" if position and isinstance(position[0], list) else ",".join(map(str, position))
+    return _tame(f"{feature['layer']}_{which}{f'@{position}' if position else ''}")
+
+
+def _tame(name: str) -> str:
+    """Characters that could lead out of a folder, or that a file system may refuse, become `_`."""
+    return re.sub(r"[^\w.,@+=-]", "_", name)
+
+
+def check_free(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise an InputError if a circuit of another manifest is at this path, or anything that is no circuit file."""
+    if not os.path.lexists(path):
+        return
     try:
-        old = dict(_load(path).manifest)
-    except InputError:
+        old = _manifest(_read(path, arrays=False)[0])
+    except (ValueError, RecursionError, OverflowError):
         raise InputError(f"{str(path)!r} exists and is no circuit file; --force (force=True) overwrites it") from None
     new = json.loads(json.dumps(manifest))
     differing = sorted(k for k in {*old, *new} - COMPUTED if old.get(k) != new.get(k))
     if differing:
         raise InputError(
-            f"{str(path)!r} holds a circuit made otherwise ({', '.join(differing)} differ); --force (force=True) "
-            "overwrites it"
+            f"{str(path)!r} holds a circuit made otherwise (not the same: {', '.join(differing)}); "
+            "--force (force=True) overwrites it"
         )
-
-
-def _load(path: Path) -> Circuit:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        path.open("rb").close()  # safetensors' own words for what the system says are poor
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is no circuit file: {error}") from None
-    try:
-        manifest = json.loads(metadata[KEY])
-        if manifest.pop("format") != FORMAT:
-            raise InputError(f"{str(path)!r} is a circuit file of another version; expected {FORMAT}")
-        layers = manifest.pop("layers")
-        masks = {name: tensors[f"mask/{name}"].T for name in layers}
-        scores = {name: tensors[f"score/{name}"].T for name in layers if f"score/{name}" in tensors}
-        circuit = Circuit(masks, manifest, scores=scores or None, direction=tensors.get("direction"))
-        _ = circuit.features, circuit.stem
-        if not all(mask.dtype == bool and mask.ndim == 2 for mask in masks.values()):
-            raise InputError(f"{str(path)!r} is no circuit file: its masks are not bool of shape (O, I)")
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} is no circuit file: its manifest is missing or broken ({error})") from None
-    return circuit
 
 
 def finite(number: float) -> float | None:
     """A number for JSON, which has no nan."""
     return float(number) if math.isfinite(number) else None
+
+
+def _read(path: Path, *, arrays: bool = True) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """A safetensors file's metadata and arrays."""
+    from safetensors import safe_open
+
+    try:
+        path.open("rb").close()  # safetensors' own words for what the system says are poor
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{str(path)!r} cannot be read: {why}") from None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys()) if arrays else []
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except Exception as error:  # a broken file may raise anything
+        raise InputError(f"{str(path)!r} is no circuit file: {str(error).partition(chr(10))[0]}") from None
+
+
+def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest, of which everything that is ever read has the right type.
+
+    Raises:
+        ValueError: it has not; the message is the end of a sentence.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"its manifest holds {constant}")
+
+    if KEY not in metadata:
+        raise ValueError(f"it has no metadata {KEY!r}")
+    manifest = json.loads(metadata[KEY], parse_constant=refuse)
+    if not isinstance(manifest, dict) or manifest.pop("format", None) != FORMAT:
+        raise ValueError(f"its manifest is not of format {FORMAT}")
+    _check_types(manifest, TYPES, "")
+    if not all(type(name) is str for name in manifest["layers"]):
+        raise ValueError("its manifest has 'layers' that are not names")
+    if (manifest["keep"] is None) == (manifest["kernels"] is None):
+        raise ValueError("its manifest must have one of keep and kernels")
+    if ("name" in manifest["feature"]) == ("channel" in manifest["feature"]):
+        raise ValueError("its manifest must have one of a feature's channel and name")
+    return manifest
+
+
+def _check_types(values: Any, types: Mapping[str, Any], where: str) -> None:
+    for key, expected in types.items():
+        if not isinstance(values, dict) or (key not in values and key not in EITHER):
+            raise ValueError(f"its manifest has no {where}{key}")
+        value = values.get(key)
+        if isinstance(expected, Mapping):
+            _check_types(value, expected, f"{key}.")
+        elif key in values and not any(value is None if kind is None else type(value) is kind for kind in expected):
+            raise ValueError(f"its manifest has {where}{key} of the wrong type, {type(value).__name__}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"its manifest has {where}{key} = {value}")
+
+
+def _circuit(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> Circuit:
+    """What a file holds, checked; a ValueError's message is the end of a sentence."""
+    manifest = _manifest(metadata)
+    layers, direction = manifest["layers"], arrays.get("direction")
+    if sorted(layers) != sorted(name.removeprefix("mask/") for name in arrays if name.startswith("mask/")):
+        raise ValueError("its masks are not those of the layers that its manifest lists")
+    masks = {name: arrays[f"mask/{name}"].T for name in layers}
+    for name, mask in masks.items():
+        if mask.dtype != bool or mask.ndim != 2 or (mask.view(np.uint8) > 1).any():
+            raise ValueError(f"its mask of {name!r} is not bool of shape (O, I)")
+    scores = {name: arrays[f"score/{name}"].T for name in layers if f"score/{name}" in arrays}
+    if any(s.dtype != np.float32 or s.shape != masks[name].shape for name, s in scores.items()):
+        raise ValueError("its scores are not float32 of the masks' shapes")
+    if (direction is None) != ("channel" in manifest["feature"]):
+        raise ValueError("its feature is neither a channel nor a direction")
+    if direction is not None and (direction.dtype != np.float32 or direction.ndim != 1):
+        raise ValueError("its direction is not float32 of shape (O,)")
+    circuit = Circuit(masks, manifest, scores=scores or None, direction=direction)
+    _ = circuit.features, circuit.stem
+    return circuit

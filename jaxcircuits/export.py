@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,24 @@ import numpy as np
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
+from jaxcircuits.files import check_writable, folder
 from jaxcircuits.model import Model
 from jaxcircuits.taps import with_masks
 from weights_conversion import ConversionError, StateDict, to_torch, write_state
 
+ENDINGS = (".masks.pt", ".masks.safetensors", ".weights.pth")
+
 USAGE = """\
+import torch
+from torch.nn.utils import prune
+
 masks = torch.load({masks!r})
 for name, mask in masks.items():
     module = model.get_submodule(name.removesuffix(".weight_mask"))
-    torch.nn.utils.prune.custom_from_mask(module, "weight", mask.expand_as(module.weight))
+    prune.custom_from_mask(module, "weight", mask.expand_as(module.weight))
+
+# or, with the masks multiplied into the weights
+model.load_state_dict(torch.load({weights!r}), strict=False)
 """
 
 
@@ -61,17 +72,27 @@ def export_circuit(model: Model, circuit: Circuit, stem: str | Path, *, force: b
     Raises:
         InputError: the circuit is of another network, PyTorch is missing, or a file exists or cannot be written.
     """
+    paths = free_paths(stem, force=force)
     masks = torch_masks(model, circuit)
-    contents = {".masks.pt": masks, ".masks.safetensors": masks, ".weights.pth": torch_weights(model, circuit)}
-    paths = [Path(f"{stem}{ending}") for ending in contents]
-    if not force and (there := [path for path in paths if path.exists()]):
-        raise InputError(f"{str(there[0])!r} exists; --force (force=True) overwrites it")
+    contents = (masks, masks, torch_weights(model, circuit))
     try:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, state in zip(paths, contents.values(), strict=True):
-            write_state(path, state)
+        with folder(paths[0].parent), tempfile.TemporaryDirectory(prefix=".export-", dir=paths[0].parent) as beside:
+            for path, state in zip(paths, contents, strict=True):
+                write_state(Path(beside, path.name), state)
+            for path in paths:  # all three, or none of them
+                Path(beside, path.name).replace(path)
     except ConversionError as error:
         raise InputError(str(error)) from error
     except OSError as error:
-        raise InputError(f"{str(paths[0].parent)!r} cannot be made: {error.strerror or error}") from error
+        raise InputError(f"{str(paths[0].parent)!r} cannot be written: {error.strerror or error}") from error
+    return paths
+
+
+def free_paths(stem: str | Path, *, force: bool) -> list[Path]:
+    """The three files of an export, or an InputError if they cannot be written, or exist and `force` is not set."""
+    paths = [Path(f"{stem}{ending}") for ending in ENDINGS]
+    for path in paths:
+        check_writable(path)
+        if not force and os.path.lexists(path):
+            raise InputError(f"{str(path)!r} exists; --force (force=True) overwrites it")
     return paths

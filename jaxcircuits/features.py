@@ -14,8 +14,10 @@ from jax import Array
 
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.layers import Layer
+from weights_conversion.errors import reason
 
 OBJECTIVES = ("abs", "sum", "max")
+NUMBER = "([0-9]{1,18})"
 Position = Literal["middle", "argmax"] | tuple[int, int] | np.ndarray | None
 Place = Literal["middle", "argmax", "given"] | tuple[int, int] | None
 
@@ -54,12 +56,12 @@ class Features:
         if self.objective not in OBJECTIVES:
             raise InputError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
         if self.channels is not None:
-            channels = [self.channels] if isinstance(self.channels, (int, np.integer)) else list(self.channels)
+            channels = list(self.channels) if isinstance(self.channels, Iterable) else [self.channels]
             if not channels or not all(isinstance(c, (int, np.integer)) for c in channels):
                 raise InputError(f"channels are whole numbers, at least one; got {self.channels!r}")
             object.__setattr__(self, "channels", tuple(int(c) for c in channels))
         if self.directions is not None:
-            directions = np.atleast_2d(np.asarray(self.directions, np.float32))
+            directions = np.atleast_2d(_array(self.directions, np.float32))
             if directions.ndim != 2 or not directions.size or not np.isfinite(directions).all():
                 raise InputError(f"directions are finite numbers of shape (F, O); got shape {directions.shape}")
             if not directions.any(axis=1).all():
@@ -69,6 +71,8 @@ class Features:
             if len(names) != len(directions):
                 raise InputError(f"there are {len(names)} names for {len(directions)} directions")
             object.__setattr__(self, "names", names)
+        elif self.names is not None:
+            raise InputError("names are for directions; channels go by their numbers")
         object.__setattr__(self, "position", _checked_position(self.position))
 
     def __len__(self) -> int:
@@ -172,7 +176,7 @@ def _checked_position(position) -> Position:
     if position is None or (isinstance(position, str) and position in ("middle", "argmax")):
         return position
     if not isinstance(position, str):
-        places = np.asarray(position)
+        places = _array(position)
         if places.dtype.kind in "iu" and places.shape == (2,):
             return int(places[0]), int(places[1])
         if places.dtype.kind in "iu" and places.ndim == 2 and places.shape[1:] == (2,):
@@ -180,6 +184,15 @@ def _checked_position(position) -> Position:
     raise InputError(
         f"unknown position {position!r}; expected (h, w), 'middle', 'argmax' or an (N, 2) array of numbers"
     )
+
+
+def _array(value, dtype=None) -> np.ndarray:
+    """Any value as an array, an empty one if it cannot be one, as words or rows of different lengths cannot."""
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 is infinite
+            return np.asarray(value, dtype)
+    except (TypeError, ValueError):
+        return np.empty(0)
 
 
 def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> Features:
@@ -202,14 +215,14 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
         )
     position: Position = None
     if at:
-        numbers = re.fullmatch(r"(\d+),(\d+)", where)
+        numbers = re.fullmatch(rf"{NUMBER},{NUMBER}", where)
         position = (int(numbers[1]), int(numbers[2])) if numbers else where  # pyright: ignore[reportAssignmentType]
     options = {"position": position, "objective": objective}
     if what.endswith(".npy"):
         rows = np.atleast_2d(_directions(what))
         names = [f"{Path(what).stem}-{row}" for row in range(len(rows))]
         return Features(layer, directions=rows, names=names, **options).resolve(layers)
-    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", what, re.ASCII)
+    numbers = re.fullmatch(rf"{NUMBER}(?:-{NUMBER})?", what)
     if what != "*" and not numbers:
         raise InputError(f"{text!r} names no channel; expected a number, a range A-B, * or a FILE.npy of directions")
     if not numbers:
@@ -225,11 +238,12 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
 
 def _directions(file: str) -> np.ndarray:
     try:
-        directions = np.load(file, allow_pickle=False)
+        with open(file, "rb") as content:  # not np.load, which opens archives as well
+            directions = np.lib.format.read_array(content, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"there is no file {file!r}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file!r} is no .npy file of numbers: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file!r} is no .npy file of numbers: {reason(error)}") from None
     if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2):
         raise InputError(
             f"{file!r} holds {directions.dtype} of shape {directions.shape}; expected numbers of shape (C,) or (F, C)"

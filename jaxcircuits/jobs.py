@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from jaxcircuits.chunks import chunk_size, in_chunks
 from jaxcircuits.circuit import Circuit, finite
+from jaxcircuits.criteria import BASELINES
+from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
@@ -19,10 +22,76 @@ from jaxcircuits.gradients import scored_layers
 from jaxcircuits.masks import Masks, keep_counts, top_kernels
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.model import Model
-from jaxcircuits.paths import effective_kernels
-from jaxcircuits.scores import Scores, score
+from jaxcircuits.paths import effective_kernels, relevant
+from jaxcircuits.scores import PRECISIONS, Scores, score
 
 RECORDED_VERSIONS = ("jaxcircuits", "jax", "flax", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Features of one layer that share their passes, and what is asked of them.
+
+    Attributes:
+        features: F of them.
+        layers: those to score.
+        manifests: for each feature and each amount to keep, all of the circuit's manifest but the results.
+    """
+
+    features: Features
+    layers: tuple[str, ...]
+    manifests: list[list[dict[str, Any]]]
+
+
+def plan(
+    model: Model,
+    images,
+    features: Features | Iterable[Features],
+    *,
+    criterion: str = "snip",
+    absolute: str = "per_image",
+    keep: float | Sequence[float] | None = None,
+    kernels: int | Sequence[int] | None = None,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+) -> list[Job]:
+    """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
+    if criterion not in BASELINES:
+        find_criterion(criterion, absolute)
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    amounts = _amounts(keep, kernels)
+    network, number = model.network(image_shape(images)), count(images)
+    every = [features] if isinstance(features, Features) else list(features)
+    every = joined(f.resolve(network.layers) for f in every)
+    chosen = [scored_layers(network, f.layer, None if layers is None else tuple(layers)) for f in every]
+    for f, names in zip(every, chosen, strict=True):
+        model.check_weights((*names, f.layer))
+        f.places(number)  # an error if they are not as many as the images
+        if kernels is not None:
+            for part in in_chunks(f, 16):
+                found = count_kernels(relevant(network, model.variables, part, names))
+                for amount in amounts:
+                    keep_counts(found, None, amount["kernels"])
+    shared = {
+        "model": model.name,
+        "weights": {"source": model.weights, "sha256": model.sha256},
+        "images": _image_source(images),
+        "criterion": criterion,
+        "absolute": None if criterion in BASELINES else absolute,
+        "seed": seed if criterion == "random" else None,
+        "precision": precision,
+        "dtype": "float32",
+        "versions": {name: version(name) for name in RECORDED_VERSIONS},
+    }
+
+    def manifests(f: Features, names: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+        asked = shared | {"layers": list(names), "objective": f.objective}
+        both = {"keep": None, "kernels": None}
+        return [[asked | {"feature": _identity(one)} | both | amount for amount in amounts] for one in f]
+
+    return [Job(f, names, manifests(f, names)) for f, names in zip(every, chosen, strict=True)]
 
 
 def extract(
@@ -40,7 +109,7 @@ def extract(
     chunk: int | None = None,
     batch: int = 1,
     with_scores: bool = False,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[float], object] = lambda done: None,
 ) -> Iterator[Circuit]:
     """Extract the circuit of each feature, judged on the images that it was scored on.
 
@@ -50,33 +119,34 @@ def extract(
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
         with_scores: keep the scores in the circuits as well.
-        progress: called with the number of features times images scored since the last call.
+        progress: called with what was done since the last call; one for each feature and image that is scored, and one
+            for each circuit and image that is judged.
 
     Yields:
         Circuits in the order asked: feature by feature, and for each in the order of `keep`.
 
     Raises:
-        InputError: as `score` and `top_kernels`; before the first circuit where that can be known.
+        InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
-    amounts = _amounts(keep, kernels)
-    every = [features] if isinstance(features, Features) else list(features)
+    options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
+    jobs = plan(model, images, features, keep=keep, kernels=kernels, layers=layers, **options)
+    amounts, number = _amounts(keep, kernels), count(images)
     network = model.network(image_shape(images))
-    every = joined(f.resolve(network.layers) for f in every)
-    for f in every:
-        chosen = scored_layers(network, f.layer, tuple(layers) if layers is not None else None)
-        model.check_weights((*chosen, f.layer))
-    source = _image_source(images)
-    options = {"criterion": criterion, "absolute": absolute, "layers": layers, "seed": seed, "precision": precision}
 
     def one_by_one() -> Iterator[Circuit]:
-        for f in every:
-            chosen = scored_layers(network, f.layer, tuple(layers) if layers is not None else None)
-            size = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
-            size, left = min(size, len(f)), len(f)
-            for part in in_chunks(f, size):
-                scores = score(model, images, part, **options, chunk=size, batch=batch, progress=progress)
-                yield from _circuits(model, images, part, scores, amounts, source, min(size, left), with_scores)
-                left -= size
+        for job in jobs:
+            whole_set = criterion not in BASELINES and absolute == "whole_set"
+            size = min(chunk or chunk_size(network, job.layers, batch=batch, whole_set=whole_set), len(job.features))
+            for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
+                manifests = job.manifests[start : start + size]
+                share = len(manifests) / size  # the last chunk is filled up
+                if criterion in BASELINES:
+                    progress(len(manifests) * number)
+                scores = score(
+                    model, images, part, **options, layers=job.layers, chunk=size, batch=batch,
+                    progress=lambda done, share=share: progress(done * share),
+                )  # fmt: skip
+                yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
 
     return one_by_one()
 
@@ -90,7 +160,8 @@ def _amounts(keep, kernels) -> list[dict[str, Any]]:
     if not values:
         raise InputError(f"{name} is empty; expected at least one number")
     for value in values:  # against a network of any size: what is wrong with it is wrong everywhere
-        keep_counts(np.array([2**31]), **{"keep": None, "kernels": None, name: value})
+        size = max(value, 1) if name == "kernels" and isinstance(value, int) else 1
+        keep_counts(np.array([size]), **{"keep": None, "kernels": None, name: value})
     return [{name: value} for value in values]
 
 
@@ -100,25 +171,22 @@ def _circuits(
     features: Features,
     scores: Scores,
     amounts: list[dict[str, Any]],
-    source: dict[str, Any],
-    real: int,
+    manifests: list[list[dict[str, Any]]],
     with_scores: bool,
+    progress: Callable[[float], object],
 ) -> Iterator[Circuit]:
-    """The circuits of one chunk's first `real` features."""
+    """The circuits of one chunk's features, of which there are as many as manifests; the rest only fills it up."""
+    real = len(manifests)
     masks = [top_kernels(scores, **amount) for amount in amounts]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
-    r = correlations(model, images, features, masks)
-    relevant = count_kernels(scores.relevant)
+    r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
+    possible = count_kernels(scores.relevant)
     kept = [count_kernels(mask) for mask in masks]
     effective = [count_kernels(effective_kernels(model, features, mask)) for mask in masks]
     for f, feature in enumerate(features):
-        for k, amount in enumerate(amounts):
-            manifest = _provenance(model, source, scores) | {
-                "feature": _identity(feature),
-                "objective": feature.objective,
-                "keep": amount.get("keep"),
-                "kernels": amount.get("kernels"),
-                "relevant": int(relevant[f]),
+        for k in range(len(amounts)):
+            manifest = manifests[f][k] | {
+                "relevant": int(possible[f]),
                 "kept": int(kept[k][f]),
                 "effective": int(effective[k][f]),
                 "correlation": finite(r[f, k]),
@@ -135,27 +203,15 @@ def _row(arrays: Masks | Mapping[str, Any], layers: tuple[str, ...], f: int) -> 
     return {name: np.asarray(arrays[name][f]) for name in layers}
 
 
-def _provenance(model: Model, source: dict[str, Any], scores: Scores) -> dict[str, Any]:
-    """What the manifests of all circuits of one run share."""
-    record = scores.record
-    return {
-        "model": model.name,
-        "weights": {"source": model.weights, "sha256": model.sha256},
-        "images": source,
-        "criterion": record.criterion,
-        "absolute": record.absolute,
-        "seed": record.seed,
-        "precision": record.precision,
-        "dtype": "float32",
-        "versions": {name: version(name) for name in RECORDED_VERSIONS},
-    }
-
-
 def _identity(feature: Features) -> dict[str, Any]:
     """One feature for the manifest."""
     position = feature.position.tolist() if isinstance(feature.position, np.ndarray) else feature.position
     position = list(position) if isinstance(position, tuple) else position
-    which = {"name": feature.names[0]} if feature.names else {"channel": (feature.channels or (0,))[0]}
+    if feature.directions is None:
+        which = {"channel": (feature.channels or (0,))[0]}
+    else:  # two files may have one name
+        digest = hashlib.sha256(np.ascontiguousarray(feature.directions[0]).data).hexdigest()
+        which = {"name": (feature.names or ("",))[0], "digest": digest}
     return {"layer": feature.layer, **which, "position": position}
 
 

@@ -125,6 +125,8 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
         trouble = f"layer {name!r} dilates its input, which is not supported"
     elif conv and len(first.input) != 4:
         trouble = f"layer {name!r} sees an input of shape {first.input}; expected (N, H, W, C)"
+    elif first.input[0] != 1:
+        trouble = f"layer {name!r} sees {first.input[0]} inputs for one image; expected one"
     padding = ((0, 0), (0, 0))
     if conv and not trouble:
         padding = _padding(module.padding, first.input[1:3], window, strides, dilation)

@@ -34,7 +34,7 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
         if kernels > relevant.min():
             raise InputError(f"kernels is {kernels}, but a feature has only {relevant.min()} relevant ones")
         return np.full_like(relevant, kernels)
-    if not isinstance(keep, (int, float, np.floating)) or not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, (int, float, np.floating)) or not 0 < keep <= 1:
         raise InputError(f"keep is {keep!r}; expected a fraction over 0 and at most 1")
     return np.maximum(np.floor(relevant * keep + 0.5), 1).astype(relevant.dtype)
 
@@ -62,7 +62,8 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     counts = keep_counts(relevant, keep, kernels)
     if not all(bool(jnp.isfinite(scores.values[name]).all()) for name in scores.layers):
         raise InputError("the scores hold values that are not finite; the images or weights do, too")
-    return _top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
+    masks = _top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
+    return {name: masks[name] for name in scores.layers}  # `jit` sorts dictionaries
 
 
 @functools.partial(jax.jit, static_argnames="layers")
@@ -91,16 +92,17 @@ def _top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array)
 
 def _ordered(values: Array) -> Array:
     """Floats as unsigned numbers in the same order, all of them over 0, which stands for "not relevant"."""
-    values = values.astype(jnp.float32) + 0.0  # -0 becomes 0
-    bits = lax.bitcast_convert_type(values, jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    sign = jnp.uint32(1 << 31)
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    bits = jnp.where(bits == sign, 0, bits)  # -0 is 0; XLA takes `values + 0.0` for `values`
+    return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
 def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
     """Intersection over union of two masks, in all and layer by layer; nan where both are empty.
 
     Args:
-        a, b: {layer: (..., I, O) bool} with the same layers.
+        a, b: {layer: (..., I, O) bool} with the same layers and shapes.
 
     Returns:
         The overlap (...) over all kernels, and {layer: overlap (...)}.
@@ -113,7 +115,7 @@ def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
     both, either = {}, {}
     for name in a:
         one, other = jnp.asarray(a[name], bool), jnp.asarray(b[name], bool)
-        if one.shape[-2:] != other.shape[-2:]:
+        if one.shape != other.shape:
             raise InputError(f"the masks of {name!r} differ in shape: {one.shape} and {other.shape}")
         both[name] = (one & other).sum((-2, -1), dtype=jnp.int32)
         either[name] = (one | other).sum((-2, -1), dtype=jnp.int32)

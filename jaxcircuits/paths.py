@@ -46,7 +46,7 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     kinds, kind = np.unique(touched, axis=0, return_inverse=True)
     everything = np.repeat(kinds, layer.outputs // layer.groups, axis=1).astype(np.float32)
     found = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
-    masks = {name: mask[kind.reshape(-1)] for name, mask in found.items()}
+    masks = {name: found[name][kind.reshape(-1)] for name in layers}
     if features.layer in masks:
         masks[features.layer] &= jnp.asarray(directions)[:, None, :]
     return masks

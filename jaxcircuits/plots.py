@@ -8,41 +8,72 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcircuits.circuit import write_whole
+from jaxcircuits.files import write_whole
+
+NAMED = 7  # features that a legend names; more than that are grey lines behind their mean
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 
 
-def curves(path: Path, labels: Sequence[str], keeps: Sequence[float], r: np.ndarray, *, title: str = "") -> None:
-    """Draw r (F, K) over keep, a line for each feature and, from three on, their mean.
+def curves(
+    path: Path, labels: Sequence[str], amounts: Sequence[float], r: np.ndarray, *, title: str = "", xlabel: str = "keep"
+) -> None:
+    """Draw r (F, K) over how much is kept, a line for each feature and, from three on, their mean.
 
     Args:
         path: of a PNG.
         labels: of the features.
-        keeps: the K keep levels, in any order.
+        amounts: the K keep levels or numbers of kernels, in any order.
         r: correlations; nan leaves a gap.
         title: over the plot.
+        xlabel: what the amounts are.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullFormatter, NullLocator
 
-    order = np.argsort(keeps)
-    x, r = np.asarray(keeps)[order], np.asarray(r)[:, order]
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    order = np.argsort(amounts)
+    x, r = np.asarray(amounts, float)[order], np.asarray(r, float)[:, order]
+    named = len(labels) <= NAMED
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    many = len(labels) > 10
-    for label, row in zip(labels, r, strict=True):
-        style: dict = {"color": "0.75", "linewidth": 0.8} if many else {"marker": "o", "label": label}
-        axes.plot(x, row, **style)
+    for i, (label, row) in enumerate(zip(labels, r, strict=True)):
+        style = {"color": COLOURS[i], "marker": "o", "markersize": 4} if named else {"color": "0.8", "linewidth": 0.8}
+        axes.plot(x, row, label=_plain(label) if named else None, zorder=2, **style)
     if len(labels) > 2:
         defined = np.isfinite(r)
-        mean = np.where(defined, r, 0).sum(0) / np.maximum(defined.sum(0), 1)
-        axes.plot(x, mean, color="black", linewidth=2, label=f"mean of {len(labels)} features")
-    axes.set(xscale="log", xlabel="kernels kept (fraction of the relevant ones)", ylabel="Pearson r", title=title)
-    axes.set_xticks(x)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        mean = np.where(defined, r, 0).sum(0) / np.where(defined.any(0), defined.sum(0), np.nan)
+        name = "mean" if named else f"mean of {len(labels)} features"
+        axes.plot(x, mean, color="black", linewidth=2, label=name, zorder=3)
+    axes.set(xscale="log", xlabel=xlabel, ylabel="r with the full network")
+    axes.set_title(_plain(title), fontsize="medium")
+    axes.set_xticks(x, [f"{value:g}" for value in x], fontsize="small")
+    _thin(axes, x)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(min(0.0, float(np.nanmin(r, initial=0.0))) - 0.02, 1.02)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(x[0] / 1.12, x[-1] * 1.12)  # lines that end at 1 end inside the frame, and one level has a width
+    lowest = float(np.nanmin(r, initial=0.0))
+    axes.set_ylim(max(lowest - 0.05, -1.03), 1.03)
+    if lowest < 0:
+        axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_whole(path, png.getvalue())
+
+
+def _thin(axes, x: np.ndarray, apart: float = 0.075) -> None:
+    """Blank the tick labels that would overlap, from right to left; `apart` is a share of the axis."""
+    span, last = np.log(x[-1] / x[0]) or 1.0, np.inf
+    for place, label in zip(x[::-1], axes.get_xticklabels()[::-1], strict=True):
+        at = np.log(place / x[0]) / span
+        if last - at < apart:
+            label.set_visible(False)
+        else:
+            last = at
+
+
+def _plain(text: str) -> str:
+    """Names of files as they are: `$` begins no formula."""
+    return text.replace("$", r"\$")

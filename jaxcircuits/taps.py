@@ -68,7 +68,7 @@ class Network:
         return {
             name: taps[*layer.path, "input"].reshape(len(images), *layer.input_maps)
             for name, layer in self.layers.items()
-            if (*layer.path, "input") in taps
+            if not layer.trouble and (*layer.path, "input") in taps
         }
 
     def probes(self, names: tuple[str, ...], count: int) -> dict[str, Array]:

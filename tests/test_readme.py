@@ -26,4 +26,7 @@ def test_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
 def test_commands_are_one_line_each():
     blocks = [block.strip().splitlines() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)]
     assert [len(block) for block in blocks] == [1, 1]
-    assert "jaxcircuits extract alexnet" in blocks[0][0] and shlex.split(blocks[1][0])[-2:] == [".venv/bin/pytest", "-q"]
+    assert "jaxcircuits extract alexnet" in blocks[0][0] and shlex.split(blocks[1][0])[-2:] == [
+        ".venv/bin/pytest",
+        "-q",
+    ]

@@ -1,0 +1,31 @@
+"""The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
+
+circuits.py makes, judges and exports circuits, networks.py shows and converts networks; common.py has what commands
+share, screen.py what is printed.
+"""
+
+import click
+
+from jaxcircuits import __version__
+from jaxcircuits.cli.circuits import evaluate, export, extract
+from jaxcircuits.cli.common import Group
+from jaxcircuits.cli.networks import convert, info
+
+__all__ = ["convert", "evaluate", "export", "extract", "info", "main"]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Feature-preserving circuits of convolutional networks: the few kernels that suffice to compute a feature.
+
+    For example, the circuits of two filters of AlexNet, on the photographs that come with jaxcircuits[demo]:
+
+    \b
+        jaxcircuits extract alexnet features.10:9 features.6:56
+        jaxcircuits evaluate circuits/alexnet/*.safetensors --images MY_FOLDER
+    """
+
+
+for command in (extract, evaluate, export, convert, info):
+    main.add_command(command)

@@ -1,0 +1,235 @@
+"""Circuits: `extract` makes them, `evaluate` judges them, `export` takes them to PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
+from jaxcircuits.cli import common
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
+from jaxcircuits.cli.screen import Screen
+from jaxcircuits.criteria import ABSOLUTE, CRITERIA
+from jaxcircuits.data import Images, read_images
+from jaxcircuits.errors import InputError
+from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
+from jaxcircuits.faithfulness import correlation
+from jaxcircuits.features import OBJECTIVES, parse
+from jaxcircuits.files import check_writable
+from jaxcircuits.jobs import extract as extract_circuits
+from jaxcircuits.jobs import plan
+from jaxcircuits.model import Model, load
+from jaxcircuits.plots import curves
+from jaxcircuits.scores import PRECISIONS
+
+KEEPS = "0.5,0.2,0.1,0.05,0.01"
+LONG = 40  # lines of a table, beyond which it has one line for each feature
+
+
+@click.command(cls=Command, short_help="Find the circuits of features and write them to files.")
+@click.argument("model")
+@click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
+@options(common.WEIGHTS, common.IMAGES, RESIZE, STRICT)
+@click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
+@click.option(
+    "--absolute", type=click.Choice(ABSOLUTE), default="per_image", show_default=True,
+    help="Where absolute values are taken: of each image's gradient, of their sum, or nowhere.",
+)  # fmt: skip
+@click.option(
+    "--objective", type=click.Choice(OBJECTIVES), default="abs", show_default=True,
+    help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
+)  # fmt: skip
+@click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
+@click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
+@click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
+@click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images scored together.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
+@options(OUT, OVERWRITE, SEED, JSON, QUIET)
+def extract(
+    model: str, features: tuple[str, ...], weights, images, resize, strict, criterion, absolute, objective, keep,
+    kernels, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed, as_json, quiet,
+) -> None:  # fmt: skip
+    """Find the circuits of MODEL's FEATUREs and write a file for each.
+
+    A FEATURE is LAYER:CHANNEL, LAYER:A-B, LAYER:* or LAYER:FILE.npy (directions), then possibly a position: @H,W,
+    @middle or @argmax. `jaxcircuits info MODEL` lists the layers.
+    """
+    screen = Screen(quiet, as_json)
+    amounts = {} if kernels is None else {"kernels": _numbers("kernels", kernels, int)}
+    if keep is not None or kernels is None:
+        amounts["keep"] = _numbers("keep", KEEPS if keep is None else keep, float)
+    levels = next(iter(amounts.values()))
+    if plot and len(set(levels)) < 2:
+        raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
+    network = load(model, weights="lpips" if weights is None else weights, seed=seed)
+    parsed = [parse(text, network.layers, objective=objective) for text in features]
+    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+    asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision, **amounts}
+
+    # whatever could go wrong when files are written goes wrong now, and not after hours
+    manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
+    paths = [out / model / f"{stem(manifest)}.safetensors" for manifest in manifests]
+    several = len(set(levels)) > 1
+    plot = plot or out / model / f"{_plot_stem(manifests, len(levels))}.png" if several else None
+    _check_places(paths, manifests, force)
+    if plot:
+        check_writable(plot)
+
+    screen.say(f"{model} with weights {_told(weights, 'lpips')}, {len(pictures)} images: {_told(images, 'photos')}\n")
+    rows, each = [], len(pictures) * (1 + len(levels))
+    total = len(manifests) // len(levels) * each
+    with screen.progress("scoring and judging", total, of="features", each=each) as progress:
+        found = extract_circuits(
+            network, pictures, parsed, chunk=chunk, batch=batch, with_scores=scores, progress=progress, **asked
+        )
+        for path, circuit in zip(paths, found, strict=True):
+            circuit.save(path, force=force)
+            rows.append({"circuit": str(path), **circuit.manifest})
+    labels = [_label(row) for row in rows]
+    r = np.array([row["correlation"] for row in rows], float).reshape(-1, len(levels))
+    if plot:
+        what = "kernels kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
+        title = f"{model}, {criterion}, {len(pictures)} images"
+        curves(plot, labels[:: len(levels)], levels, r, title=title, xlabel=what)
+    _print_circuits(screen, rows, labels, r, next(iter(amounts)), levels)
+    files = f"{len(rows)} circuit{'s' if rows[1:] else ''} in {out / model}"
+    screen.say(f"\n{files}{f', plot in {plot}' if plot else ''}")
+    screen.json({"circuits": rows, **({"plot": str(plot)} if plot else {})})
+
+
+@click.command(cls=Command, short_help="Judge circuit files on these or other images.")
+@click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT, JSON, QUIET)
+def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json, quiet) -> None:
+    """Judge CIRCUIT files: r of each with its feature in the full network.
+
+    Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
+    photos:b for a circuit made on photos:a) the judgement is fair.
+    """
+    screen = Screen(quiet, as_json)
+    opened = [(path, Circuit.load(path)) for path in circuits]
+    model_of, images_of = functools.cache(load), functools.cache(read_images)  # most circuits share both
+    rows = []
+    with screen.progress("judging", len(opened), of="circuits", each=1) as progress:
+        for path, circuit in opened:
+            network = _network(circuit, weights, model_of)
+            pictures = _pictures(circuit, images, resize, network, strict, images_of)
+            masks = {name: mask[None] for name, mask in circuit.masks.items()}
+            r = float(correlation(network, pictures, circuit.features, masks)[0])
+            judged = {"images": pictures.source, "number": len(pictures), "correlation": finite(r)}
+            recorded = {"feature": _label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
+            rows.append({"circuit": path, **judged, **recorded})
+            progress(1)
+    columns = ("circuit", "images", "number", "correlation", "recorded")
+    screen.table((*columns[:3], "r", "r when made"), [[row[c] for c in columns] for row in rows])
+    screen.json({"circuits": rows})
+
+
+@click.command(cls=Command, short_help="Write circuit files for PyTorch.")
+@click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
+@options(common.OTHER_WEIGHTS, OUT, OVERWRITE, JSON, QUIET)
+def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet) -> None:
+    """Write CIRCUIT files for PyTorch: STEM.masks.pt, STEM.masks.safetensors and STEM.weights.pth.
+
+    The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in.
+    """
+    screen = Screen(quiet, as_json)
+    stems = [out / Path(path).name.removesuffix(".safetensors") for path in circuits]
+    if twice := [s for s in stems if stems.count(s) > 1]:
+        raise InputError(f"two circuits would be exported to the same {str(twice[0])!r}; export them one by one")
+    opened = [Circuit.load(path) for path in circuits]
+    for to in stems:
+        free_paths(to, force=force)
+    model_of = functools.cache(load)
+    written = []
+    for circuit, to in zip(opened, stems, strict=True):
+        written += [str(p) for p in export_circuit(_network(circuit, weights, model_of), circuit, to, force=force)]
+    for path in written:
+        screen.say(path)
+    masks, _, state = written[: len(ENDINGS)]
+    screen.say("\nIn PyTorch, with the network in `model`:\n\n" + USAGE.format(masks=masks, weights=state))
+    screen.json({"files": written})
+
+
+def _network(circuit: Circuit, weights: str | None, load) -> Model:
+    """The circuit's model; with its own weights, unless others are named."""
+    recorded = circuit.manifest["weights"]
+    model = load(circuit.manifest["model"], weights=recorded["source"] if weights is None else weights)
+    if weights is None and model.sha256 != recorded["sha256"]:
+        raise InputError(
+            f"the weights {recorded['source']!r} are no longer the circuit's; --weights takes them as they are"
+        )
+    return model
+
+
+def _pictures(circuit: Circuit, images: str | None, resize: str | None, model: Model, strict: bool, read) -> Images:
+    """The circuit's images, unless others are named."""
+    recorded = circuit.manifest["images"]
+    if images is None and recorded["source"] == "array":
+        raise InputError("the circuit was made on an array in memory; name images to judge it on with --images")
+    how = resize or recorded["resize"] or "crop"
+    pictures = read(recorded["source"] if images is None else images, model, resize=how, strict=strict)
+    if images is None and resize is None and pictures.digest != recorded["digest"]:
+        raise InputError(
+            f"the images {recorded['source']!r} are no longer the circuit's; --images takes them as they are"
+        )
+    return pictures
+
+
+def _check_places(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], force: bool) -> None:
+    """An InputError if two circuits have one place, or if one has what must not be overwritten or cannot be written."""
+    taken: dict[Path, dict[str, Any]] = {}
+    for path, manifest in zip(paths, manifests, strict=True):
+        if taken.setdefault(path, manifest) != manifest:
+            raise InputError(f"two different circuits would be written to {str(path)!r}; extract them one by one")
+    for path, manifest in taken.items():
+        check_writable(path)
+        if not force:
+            check_free(path, manifest)
+
+
+def _print_circuits(
+    screen: Screen, rows: list[dict[str, Any]], labels: list[str], r: np.ndarray, amount: str, levels: list
+) -> None:
+    """A line for each circuit; or, were they too many, one for each feature and one for their mean."""
+    if len(rows) <= LONG or len(levels) == 1:
+        columns = (*(["keep"] if amount == "keep" else []), "relevant", "kept", "effective", "correlation")
+        lines = [[label, *(row[c] for c in columns)] for label, row in zip(labels, rows, strict=True)]
+        screen.table(("feature", *columns[:-1], "r"), lines)
+        return
+    lines = [[label, *(finite(v) for v in line)] for label, line in zip(labels[:: len(levels)], r, strict=True)]
+    means = [finite(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else None for column in r.T]
+    screen.table(("feature", *(f"r at {amount} {level:g}" for level in levels)), [*lines, ["mean", *means]])
+
+
+def _plot_stem(manifests: Sequence[dict[str, Any]], levels: int) -> str:
+    """`features.10_9.snip` for one feature, `features.10_9_and_3_more.snip` for four."""
+    more = len(manifests) // levels - 1
+    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{manifests[0]['criterion']}"
+
+
+def _label(manifest: Mapping[str, Any]) -> str:
+    """A circuit's feature as it is written on the command line."""
+    feature = manifest["feature"]
+    position = feature["position"]
+    at = ",".join(map(str, position)) if isinstance(position, list) else position
+    return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{at}" if at else "")
+
+
+def _numbers(name: str, text: str, kind: type) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"--{name} is {text!r}; expected {what}, comma-separated") from None
+
+
+def _told(given: str | None, default: str) -> str:
+    return given or f"{default} (the default)"

@@ -1,0 +1,115 @@
+"""What the commands share: their options, and how errors reach the user."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+
+from jaxcircuits.errors import InputError
+from weights_conversion import ConversionError
+
+
+class BadInput(click.ClickException):
+    """Prints its sentence as the last line of stderr; the exit code is 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"Error: {' '.join(self.message.splitlines())}", file=file, err=True)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Whatever is wrong with the input or the machine ends as `BadInput`."""
+    try:
+        yield
+    except (InputError, ConversionError) as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever reads our output has enough; click ends quietly
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise BadInput(f"the system says: {error.strerror or error}{where}") from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise BadInput("there is not enough memory; try a smaller --chunk or --batch, or fewer images") from error
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted.", err=True)
+        raise SystemExit(130) from None
+
+
+class Command(click.Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_sentence(), _settled():
+            return super().invoke(ctx)
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """What only the command line may decide: how warnings look, and where compiled programs are kept."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of errors that it raises, too
+    for stream in (sys.stdout, sys.stderr):  # names of files and pictures may be anything
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxcircuits", "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so that r is not defined")  # the tables say "constant"
+        warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it is only for speed
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+        yield
+
+
+def _not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    if value is not None and not str(value):
+        raise click.BadParameter("it is empty")
+    return value
+
+
+def options(*given: Callable) -> Callable:
+    """Several options at once, in their order in --help."""
+
+    def with_all(command: Callable) -> Callable:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return with_all
+
+
+WEIGHTS_HELP = "lpips (no download), torchvision[:NAME], random[:SEED], or a path."
+IMAGES_HELP = "A folder, a picture, photos, photos:a, photos:b, tfds:NAME[:SPLIT], or uint8 .npy or .npz."
+WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  [default: lpips]")
+IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: photos]")
+OTHER_WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  [default: the circuit's]")
+OTHER_IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: the circuit's]")
+RESIZE = click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    help="How pictures get to the input size: the centre cut out, or the whole squashed.  [default: crop]",
+)
+STRICT = click.option("--strict", is_flag=True, help="Pictures that cannot be read are an error, not left out.")
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("circuits"), show_default=True, help="A directory."
+)
+OVERWRITE = click.option("--force", is_flag=True, help="Overwrite files that hold something else.")
+SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights and random scores.")
+QUIET = click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")

@@ -1,0 +1,445 @@
+"""The command line with real files in real processes; bad input ends in one sentence and exit code 2."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors import safe_open
+
+import jaxcircuits as jc
+from jaxcircuits.cli import convert, main
+from tests.torchvision_oracle import torchvision
+from weights_conversion import read_state
+
+HERE = Path(__file__).parents[1]
+needs_photos = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="photos need scikit-image")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache of compiled programs for all commands."""
+    return os.environ.get("XDG_CACHE_HOME") or str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def process(cache, pixels):
+    """Run the command in a process of its own; `before` is for the shell that starts it."""
+
+    def run(folder, *arguments, module="jaxcircuits", check=0, before=""):
+        command = ["bash", "-c", f'{before} exec "$0" "$@"', sys.executable, "-m", module, *map(str, arguments)]
+        options = {"cwd": folder, "env": environment(cache), "timeout": 240}
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        assert check is None or done.returncode == check, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+def environment(cache):
+    return {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPATH": str(HERE), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def made(process, pixels, tmp_path_factory):
+    """A folder with images and the circuits of one `extract`, and what that printed."""
+    folder = tmp_path_factory.mktemp("made")
+    np.save(folder / "two.npy", pixels)
+    np.save(folder / "other.npy", pixels[::-1, ::-1])
+    np.save(folder / "dirs.npy", np.random.default_rng(1).standard_normal((2, 192)).astype(np.float32))
+    features = ("features.3:1", "features.3:5-6@middle", "features.3:dirs.npy@3,4")
+    options = ("--images", "two.npy", "--keep", "0.5,.1", "--scores")
+    done = process(folder, "extract", "alexnet", *features, *options)
+    return folder, done, ("extract", "alexnet", *features, *options)
+
+
+@pytest.fixture
+def workplace(made, tmp_path):
+    """A copy of that folder."""
+    shutil.copytree(made[0], tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def fails(workplace, cache, monkeypatch):
+    """Run a command in this process; it must end in one sentence and leave nothing behind."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+
+    def run(*arguments):
+        before = listing(workplace)
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == 2, (result.output, result.exception)
+        assert isinstance(result.exception, SystemExit) and not result.stdout
+        assert listing(workplace) == before
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("Error: ")
+        return last
+
+    return run
+
+
+def listing(folder):
+    return {path: path.stat().st_size for path in folder.rglob("*")}
+
+
+def manifest_of(path):
+    with safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["jaxcircuits"])
+
+
+def test_extract(made):
+    folder, done, _ = made
+    stems = ["1", "5@middle", "6@middle", "dirs-0@3,4", "dirs-1@3,4"]
+    names = {f"features.3_{stem}.snip.keep{keep}.safetensors" for stem in stems for keep in ("0.5", "0.1")}
+    plot = "features.3_1_and_4_more.snip.png"
+    assert set(os.listdir(folder / "circuits" / "alexnet")) == names | {plot}
+    assert "weights lpips (the default), 2 images: two.npy" in done.stdout
+    rows = re.findall(r"^features.3:(\S+) +(0.5|0.1) +\d+ +\d+ +\d+ +(-?\d.\d{3}|constant)$", done.stdout, re.M)
+    assert [row[:2] for row in rows] == [(stem.replace("_", ""), keep) for stem in stems for keep in ("0.5", "0.1")]
+    assert done.stdout.endswith(f"\n10 circuits in circuits/alexnet, plot in circuits/alexnet/{plot}\n")
+    assert not done.stderr
+    with Image.open(folder / "circuits" / "alexnet" / plot) as image:
+        colours = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+        assert image.format == "PNG" and image.width > 600 and len(colours) > 50
+
+
+def test_circuit_files(made):
+    folder = made[0] / "circuits" / "alexnet"
+    path = folder / "features.3_dirs-1@3,4.snip.keep0.5.safetensors"
+    manifest = manifest_of(path)
+    pictures = jc.read_images(made[0] / "two.npy")
+    expected = {
+        "model": "alexnet",
+        "weights": {"source": "lpips", "sha256": jc.load("alexnet").sha256},
+        "images": {"source": "two.npy", "resize": "crop", "number": 2, "digest": pictures.digest},
+        "criterion": "snip",
+        "absolute": "per_image",
+        "objective": "abs",
+        "keep": 0.5,
+        "kernels": None,
+        "dtype": "float32",
+        "seed": None,
+    }
+    assert expected.items() <= manifest.items()
+    assert manifest["feature"]["name"] == "dirs-1" and manifest["feature"]["position"] == [3, 4]
+    assert manifest["relevant"] == 192 + 192 * 64 and manifest["kept"] == manifest["relevant"] // 2
+    assert {"jaxcircuits", "jax", "flax", "numpy"} == set(manifest["versions"])
+    with safe_open(path, framework="numpy") as file:
+        shapes = {name: (file.get_tensor(name).dtype, file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
+    layers = {"features.0": (64, 3), "features.3": (192, 64)}
+    assert shapes == {
+        **{f"mask/{name}": (np.dtype(bool), shape) for name, shape in layers.items()},
+        **{f"score/{name}": (np.dtype(np.float32), shape) for name, shape in layers.items()},
+        "direction": (np.dtype(np.float32), (192,)),
+    }
+
+
+def test_the_same_again_and_something_else(made, process, workplace):
+    before = {path: path.read_bytes() for path in (workplace / "circuits").rglob("*.*")}
+    process(workplace, *made[2], "--quiet")
+    assert {path: path.read_bytes() for path in (workplace / "circuits").rglob("*.*")} == before
+    other = (*made[2][:3], "--images", "other.npy", "--keep", "0.5")
+    done = process(workplace, *other, check=2)
+    assert re.search(r"not the same: images\); --force .*overwrites it\n$", done.stderr) and not done.stdout
+    assert {path: path.read_bytes() for path in (workplace / "circuits").rglob("*.*")} == before
+    done = process(workplace, *other, "--force", "--json")
+    document = json.loads(done.stdout)
+    (row,) = document["circuits"]
+    assert row["circuit"] == "circuits/alexnet/features.3_1.snip.keep0.5.safetensors" and "plot" not in document
+    assert manifest_of(workplace / row["circuit"])["images"] == row["images"]
+    assert row["images"]["source"] == "other.npy" and not done.stderr
+
+
+def test_many_features_quiet_and_kernels(process, workplace):
+    options = (
+        "--images",
+        "two.npy",
+        "--criterion",
+        "random",
+        "--kernels",
+        "40,100",
+        "--out",
+        "many",
+        "--plot",
+        "a.png",
+    )
+    done = process(workplace, "extract", "alexnet", "features.3:1", "features.3:0-29", *options)
+    assert re.search(r"^feature +r at kernels 40 +r at kernels 100$", done.stdout, re.M)
+    lines = re.findall(
+        r"^(features.3:\d+|mean) +(?:-?\d\.\d{3}|constant) +(?:-?\d\.\d{3}|constant)$", done.stdout, re.M
+    )
+    assert len(lines) == 32 and lines[-1] == "mean" and lines.count("features.3:1") == 2
+    assert len(list((workplace / "many").rglob("*.safetensors"))) == 60 and (workplace / "a.png").stat().st_size > 1e4
+    done = process(workplace, "extract", "alexnet", "features.3:1", *options[:-2], "--quiet")
+    assert not done.stdout and not done.stderr
+
+
+def test_evaluate(made, process):
+    folder = made[0]
+    paths = [f"circuits/alexnet/features.3_{at}.snip.keep0.5.safetensors" for at in ("1", "dirs-0@3,4")]
+    rows = json.loads(process(folder, "evaluate", *paths, "--json").stdout)["circuits"]
+    assert [row["circuit"] for row in rows] == paths and [row["images"] for row in rows] == ["two.npy"] * 2
+    for row in rows:
+        assert row["correlation"] == pytest.approx(row["recorded"], abs=1e-5)
+    done = process(folder, "evaluate", *paths, "--images", "other.npy")
+    assert all(re.search(rf"^{re.escape(path)} +other.npy +2 +-?\d", done.stdout, re.M) for path in paths)
+    other = process(folder, "evaluate", *paths, "--images", "other.npy", "--weights", "random", "--json")
+    assert json.loads(other.stdout)["circuits"][0]["correlation"] != rows[0]["correlation"]
+
+
+def test_evaluate_refuses_what_has_changed(fails, workplace, pixels, monkeypatch):
+    path = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
+    np.save(workplace / "two.npy", pixels[:, ::-1])
+    assert "the images 'two.npy' are no longer the circuit's; --images" in fails("evaluate", path)
+    (workplace / "two.npy").unlink()
+    assert "two.npy" in fails("evaluate", path)
+    circuit = jc.Circuit.load(path)
+    circuit.manifest["weights"]["sha256"] = "0"  # pyright: ignore
+    circuit.save("changed.safetensors")
+    for command in ("evaluate", "export"):
+        assert "the weights 'lpips' are no longer the circuit's; --weights" in fails(command, "changed.safetensors")
+    circuit.manifest["images"]["source"] = "array"  # pyright: ignore
+    circuit.save("changed.safetensors", force=True)
+    assert "an array in memory" in fails("evaluate", "changed.safetensors", "--weights", "lpips")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_hostile_circuit_files(command, fails, workplace):
+    path = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
+    good = jc.Circuit.load(path)
+    (workplace / "empty").touch()
+    (workplace / "short").write_bytes(Path(path).read_bytes()[:-9])
+    (workplace / "huge").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    for name in ("empty", "short", "huge", "two.npy", "circuits", "none"):
+        assert repr(name) in fails(command, name)
+        assert repr(name) in fails(command, path, name)
+    evil = {**good.masks, "../../evil": np.ones((2, 2), bool)}
+    jc.Circuit(evil, good.manifest).save("evil")
+    assert "no layer '../../evil'" in fails(command, "evil")
+    jc.Circuit({"features.0": np.ones((9, 9), bool)}, good.manifest).save("shape")
+    assert "features.0" in fails(command, "shape")
+    jc.Circuit(good.masks, {**good.manifest, "model": "../alexnet"}).save("model")
+    assert "no model '../alexnet'" in fails(command, "model")
+
+
+def test_export_and_its_snippet(process, workplace):
+    path = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
+    done = process(workplace, "export", path, "--out", "new/folder")
+    stem = "new/folder/features.3_1.snip.keep0.5"
+    files = [f"{stem}{ending}" for ending in (".masks.pt", ".masks.safetensors", ".weights.pth")]
+    assert done.stdout.splitlines()[:3] == files
+    assert sorted(os.listdir(workplace / "new" / "folder")) == sorted(map(os.path.basename, files))
+    snippet = done.stdout.partition("in `model`:\n\n")[2]
+    model = torchvision().models.alexnet(weights=None)
+    with contextlib.chdir(workplace):
+        exec(snippet.partition("# or")[0], {"model": model})
+        masks = torch.load(files[0])
+        state = torch.load(files[2])
+    circuit = jc.Circuit.load(workplace / path)
+    for name, mask in circuit.masks.items():
+        np.testing.assert_array_equal(masks[f"{name}.weight_mask"][:, :, 0, 0].numpy(), mask.T)
+        zero = (model.get_submodule(name).weight == 0).all((2, 3)).numpy()
+        np.testing.assert_array_equal(zero, ~mask.T)
+        np.testing.assert_array_equal((state[f"{name}.weight"] == 0).all((2, 3)).numpy(), ~mask.T)
+    done = process(workplace, "export", path, "--out", "new/folder", check=2)
+    assert done.stderr == f"Error: {files[0]!r} exists; --force (force=True) overwrites it\n"
+    document = json.loads(process(workplace, "export", path, "--out", "new/folder", "--force", "--json").stdout)
+    assert document == {"files": files}
+
+
+def test_convert_there_and_back(workplace, cache, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    run = CliRunner().invoke
+    steps = [("random:5", "a.orbax"), ("a.orbax", "new/b.pth"), ("new/b.pth", "c.safetensors")]
+    states = []
+    for source, out in steps:
+        result = run(convert, ["alexnet", "--weights", source, "--out", out])
+        assert result.exit_code == 0 and result.stdout == f"alexnet with weights {source} is in {out}\n", result.output
+        states.append(read_state(out, "alexnet"))
+    assert run(convert, ["alexnet", "--out", "a.orbax"]).stderr == "Error: 'a.orbax' exists; --force overwrites it\n"
+    result = run(convert, ["alexnet", "--out", "a.orbax", "--force", "--json"])
+    assert json.loads(result.stdout)["missing"][0].startswith("classifier."), result
+    states.append(jc.load("alexnet", weights="random:5").state_dict())
+    for state in states[1:]:
+        assert set(state) == set(states[0])
+        for name, array in state.items():
+            assert array.dtype == np.float32 and array.tobytes() == states[0][name].tobytes()
+    assert jc.load("alexnet", weights="a.orbax").sha256 == jc.load("alexnet").sha256
+    assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+def test_convert_overwrites_only_its_own(fails):
+    assert "is no checkpoint, so it is not overwritten" in fails("convert", "alexnet", "--out", "circuits", "--force")
+    assert "exists; --force" in fails("convert", "alexnet", "--out", "circuits")
+    os.mkdir("a.pth")
+    assert "is no file" in fails("convert", "alexnet", "--out", "a.pth", "--force")
+    assert "is a file" in fails("convert", "alexnet", "--out", "two.npy/a.pth")
+
+
+def test_info(process, tmp_path):
+    done = process(tmp_path, "info")
+    assert re.search(r"^alexnet +lpips, torchvision, random$", done.stdout, re.M) and "vgg16" in done.stdout
+    start = time.monotonic()
+    done = process(tmp_path, "info", "alexnet")
+    assert time.monotonic() - start < 20
+    assert re.search(r"^features.10 +conv +256 x 256 x 3 x 3 +65536 +256 x 13 x 13$", done.stdout, re.M)
+    layers = json.loads(CliRunner().invoke(main, ["info", "alexnet", "--json"]).stdout)["layers"]
+    assert layers[0]["weight"] == [64, 3, 11, 11] and [layer["kind"] for layer in layers].count("dense") == 3
+    assert "alexnet" in json.loads(CliRunner().invoke(main, ["info", "--json"]).stdout)["models"]
+    for module in ("jaxcircuits", "weights_conversion"):
+        assert f"Usage: python -m {module} " in process(tmp_path, "--help", module=module).stdout
+    assert not os.listdir(tmp_path)
+
+
+X, I = "extract", ("--images", "two.npy")
+KEEPS = ("0", "-1", "1.5", "nan", "", "a,b", ".1,")
+KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((X, "alexnt", "features.3:1"), "no model 'alexnt'; the nearest are 'alexnet'"),
+        ((X, "alexnet"), "Missing argument 'FEATURE...'"),
+        ((X, "alexnet", "features.33:1", *I), "no layer 'features.33'; the nearest are 'features.3'"),
+        ((X, "alexnet", "features.3", *I), "'features.3' is no feature; expected LAYER:CHANNEL"),
+        ((X, "alexnet", "../x:1", *I), "no layer '../x'"),
+        ((X, "alexnet", "features.3:192", *I), "no channel 192; its channels are 0 to 191"),
+        ((X, "alexnet", "features.3:5-2", *I), "runs backwards"),
+        ((X, "alexnet", "features.3:-1", *I), "names no channel"),
+        ((X, "alexnet", "features.3:1@27,0", *I), "(27, 0) is outside the map of 'features.3', which is 27 x 27"),
+        ((X, "alexnet", "features.3:1@here", *I), "unknown position 'here'"),
+        ((X, "alexnet", "features.3:none.npy", *I), "no file 'none.npy'"),
+        ((X, "alexnet", "features.6:dirs.npy", *I), "directions have 192 entries; 'features.6' has 384"),
+        ((X, "alexnet", "features.3:two.npy", *I), "two.npy"),
+        ((X, "alexnet", "classifier.6:1", *I), "the lpips weights of alexnet hold nothing for 'classifier.1'"),
+        ((X, "vgg11", "features.0:1", *I), "the source lpips has weights for alexnet and vgg16 only"),
+        ((X, "alexnet", "features.3:1", "--images", "none"), "there is no 'none'"),
+        ((X, "alexnet", "features.3:1", "--images", ""), "it is empty"),
+        ((X, "alexnet", "features.3:1", "--images", "circuits"), "circuits"),
+        ((X, "alexnet", "features.3:1", "--images", "photos:z"), "photos:z"),
+        ((X, "alexnet", "features.3:1", "--images", "dirs.npy"), "expected uint8"),
+        ((X, "alexnet", "features.3:1", "--weights", ""), "it is empty"),
+        ((X, "alexnet", "features.3:1", "--weights", "none.pth"), "no file none.pth"),
+        ((X, "alexnet", "features.3:1", "--weights", "two.npy"), "none of the endings"),
+        ((X, "alexnet", "features.3:1", *I, "--criterion", "best"), "'best' is not one of 'snip', 'actgrad'"),
+        ((X, "alexnet", "features.3:1", *I, "--criterion", "actgrad", "--absolute", "whole_set"), "'whole_set'"),
+        *(((X, "alexnet", "features.3:1", *I, "--keep", k), "keep is") for k in KEEPS),
+        *(((X, "alexnet", "features.3:1", *I, "--kernels", k), "kernels is") for k in KERNELS),
+        ((X, "alexnet", "features.3:1", *I, "--kernels", "3", "--keep", ".1"), "either keep"),
+        ((X, "alexnet", "features.3:1", *I, "--keep", ".1", "--plot", "a.png"), "more than one"),
+        ((X, "alexnet", "features.3:1", *I, "--keep", "0.1234567,0.1234568"), "two different circuits"),
+        ((X, "alexnet", "features.3:1", *I, "--chunk", "0"), "--chunk"),
+        ((X, "alexnet", "features.3:1", *I, "--seed", "-1"), "--seed"),
+        ((X, "alexnet", "features.3:1", *I, "--out", "two.npy"), "'two.npy' is a file"),
+        ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "'circuits' cannot be written: it is a folder"),
+        (("convert", "alexnet", "--out", "two.npy"), "exists"),
+        (("convert", "alexnt"), "no model"),
+        (("info", "alexnt"), "no model"),
+        (("evaluate",), "Missing argument"),
+        (("export", "a/x.safetensors", "b/x.safetensors"), "to the same 'circuits/x'"),
+        (("judge",), "No such command 'judge'"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments, why, fails, monkeypatch):
+    monkeypatch.setattr("jaxcircuits.jobs.score", None)  # it fails before any work
+    assert why in fails(*arguments)
+
+
+def test_bad_weights(fails):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, ("run",)
+
+    torch.save({"features.0.weight": Evil()}, "evil.pth")
+    torch.save({"conv.weight": torch.ones(3, 3)}, "other.pth")
+    Path("short.pth").write_bytes(Path("other.pth").read_bytes()[:100])
+    for name in ("evil.pth", "other.pth", "short.pth"):
+        for command in ((X, "alexnet", "features.3:1", *I), ("convert", "alexnet", "--out", "x")):
+            assert "Error: " in fails(*command, "--weights", name)
+    assert not os.path.exists("run")
+
+
+def test_pictures_that_cannot_be_read(process, workplace):
+    folder = workplace / "pictures"
+    folder.mkdir()
+    command = (X, "alexnet", "features.3:1", "--images", "pictures", "--out", "d", "--keep", ".5")
+    assert "Error: " in process(workplace, *command, check=2).stderr
+    (folder / "bad\n.png").write_bytes(b"no picture")
+    assert re.search(r"^Error: nothing in .* can be read .*\n\Z", process(workplace, *command, check=2).stderr, re.M)
+    Image.new("RGB", (99, 300), "red").save(folder / "good.png")
+    assert re.search(r"^Error: 1 of 2 files .*\n\Z", process(workplace, *command, "--strict", check=2).stderr, re.M)
+    assert not (workplace / "d").exists()
+    done = process(workplace, *command)
+    assert (
+        "Warning: 1 of 2 files in 'pictures' cannot be read and are skipped" in done.stderr and "1 image" in done.stdout
+    )
+
+
+def test_a_full_disk(process, workplace):
+    """Files can grow to a kilobyte only."""
+    before = listing(workplace)
+    circuit = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
+    for command in (
+        (X, "alexnet", "features.3:1", *I, "--out", "d/e", "--keep", "0.5,.1"),
+        ("export", circuit, "--out", "d/e"),
+        ("convert", "alexnet", "--out", "d/e.pth"),
+    ):
+        done = process(workplace, *command, check=2, before="ulimit -f 1;")
+        assert re.match(r"Error: .*(File too large|cannot write)", done.stderr.splitlines()[-1])
+        assert listing(workplace) == before
+
+
+def test_interrupted(workplace, cache):
+    command = (X, "alexnet", "features.3:*", *I, "--chunk", "1", "--keep", "0.5,0.1", "--out", "d")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jaxcircuits", *command], cwd=workplace, env=environment(cache), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list((workplace / "d").rglob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and errors.strip() == "Interrupted."
+    names = [path.name for path in (workplace / "d").rglob("*") if path.is_file()]
+    assert names and all(name.endswith(".safetensors") and not name.startswith(".") for name in names)
+
+
+def test_a_broken_pipe_is_quiet(cache, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jaxcircuits", "info", "vgg16"], cwd=tmp_path, env=environment(cache),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    child.stdout.close()
+    assert not child.stderr.read()
+    child.wait(60)
+    child.stderr.close()
+
+
+@needs_photos
+def test_the_defaults_are_told(process, tmp_path):
+    done = process(tmp_path, X, "alexnet", "features.0:3", "--keep", "0.5", "--criterion", "magnitude")
+    assert "alexnet with weights lpips (the default), 48 images: photos (the default)" in done.stdout
+    (path,) = tmp_path.rglob("*.*ors")
+    assert path.relative_to(tmp_path) == Path("circuits/alexnet/features.0_3.magnitude.keep0.5.safetensors")

@@ -1,0 +1,135 @@
+"""Pearson's r of circuits against NumPy's, over all images and positions."""
+
+import numpy as np
+import pytest
+
+import jaxcircuits as jc
+from jaxcircuits.faithfulness import KEEPS, correlations
+from tests import twins
+
+GIVEN = np.array([[0, 1], [2, 4], [1, 1], [0, 0], [2, 3]])
+DIRECTIONS = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scores(small):
+    return jc.score(small.model, small.images, jc.Features("features.3", [4, 0]), criterion="random")
+
+
+def maps(small, masks, features):
+    """The features in a network with masks {layer: (O, I)}, before any position is chosen: (F, N, H, W)."""
+    outputs = twins.with_kernels(small.torch, masks)(small.images)[features.layer]
+    outputs = outputs.reshape(*outputs.shape, *[1] * (4 - outputs.ndim)).numpy()
+    layers = small.model.network(small.images.shape[1:]).layers
+    matrix = features.resolve(layers).matrix(layers[features.layer].outputs)
+    return np.einsum("nohw,fo->fnhw", outputs, matrix)
+
+
+def looked_at(maps, full, position):
+    """The values of one feature that are compared: maps (N, H, W) -> (n,)."""
+    n, height, width = maps.shape
+    if position is None:
+        return maps.ravel()
+    if isinstance(position, str):
+        rows, columns = np.full(n, height // 2), np.full(n, width // 2)
+        if position == "argmax":
+            rows, columns = np.unravel_index(full.reshape(n, -1).argmax(1), (height, width))
+    else:
+        rows, columns = np.broadcast_to(position, (n, 2)).T
+    return maps[np.arange(n), rows, columns]
+
+
+def compare(small, features, masks, **options):
+    """r of every feature against that of the network with its mask in PyTorch."""
+    found = jc.correlation(small.model, small.images, features, masks, **options)
+    full = maps(small, {}, features)
+    for f in range(len(full)):
+        circuit = maps(small, {name: np.asarray(mask[f]).T for name, mask in masks.items()}, features)[f]
+        x, y = (looked_at(a, full[f], features.position) for a in (circuit, full[f]))
+        np.testing.assert_allclose(found[f], np.corrcoef(x, y)[0, 1], atol=2e-6)
+    assert found.shape == (len(full),) and found.dtype == np.float64
+    return found
+
+
+@pytest.mark.parametrize("position", [None, (1, 2), "middle", "argmax", GIVEN])
+def test_r_is_numpys(small, scores, position):
+    """Five images in blocks of two: the padding of the last block does not count."""
+    features = jc.Features("features.3", [4, 0], position=position)
+    r = compare(small, features, jc.top_kernels(scores, keep=0.5), batch=2)
+    assert (np.abs(r) < 0.999).all()
+
+
+def test_directions_and_some_layers(small, scores):
+    masks = jc.top_kernels(scores, keep=0.5)
+    del masks["features.3"], masks["layer1.conv2"]
+    compare(small, jc.Features("features.3", directions=DIRECTIONS), masks)
+
+
+def test_dense_target(small):
+    features = jc.Features("fc2", [1, 2])
+    scores = jc.score(small.model, small.images, features, criterion="random", seed=3)
+    compare(small, features, jc.top_kernels(scores, keep=0.7))
+
+
+def test_a_large_mean_does_not_cost_precision(small, scores):
+    bias = small.model.variables["params"]["features.3"]["bias"]
+    params = small.model.variables["params"]
+    params = {**params, "features.3": {**params["features.3"], "bias": bias + 1000}}
+    shifted = jc.Model(small.model.module, {**small.model.variables, "params": params}, apply_options={"train": False})
+    features, masks = jc.Features("features.3", [4, 0]), jc.top_kernels(scores, keep=0.5)
+    expected = jc.correlation(small.model, small.images, features, masks)
+    np.testing.assert_allclose(jc.correlation(shifted, small.images, features, masks), expected, atol=1e-3)
+
+
+def test_everything_kept_is_the_network_itself(small, scores):
+    everything = {name: np.ones(mask.shape, bool) for name, mask in scores.relevant.items()}
+    features = jc.Features("features.3", [4, 0])
+    np.testing.assert_allclose(jc.correlation(small.model, small.images, features, everything), 1, atol=1e-6)
+    np.testing.assert_allclose(jc.correlation(small.model, small.images, features, scores.relevant), 1, atol=1e-6)
+
+
+def test_a_constant_circuit_has_no_r_and_says_so(small, scores):
+    features = jc.Features("features.3", [4, 0])
+    masks = {name: np.ones(mask.shape, bool) for name, mask in scores.relevant.items()}
+    masks["features.3"][1] = False
+    with pytest.warns(UserWarning, match="^features.3:0 is constant in the circuit, so that r is not defined$"):
+        r = jc.correlation(small.model, small.images, features, masks, batch=2)
+    assert r[0] > 0.999 and np.isnan(r[1])
+    one = jc.Features("features.3", [4], position=(1, 2))
+    masks = {name: mask[:1] for name, mask in masks.items()}
+    with pytest.warns(UserWarning, match="^features.3:4@1,2 is constant in the full network"):
+        assert np.isnan(jc.correlation(small.model, small.images[:1], one, masks, batch=2))
+
+
+def test_a_curve_is_one_correlation_after_another(small, scores):
+    features, keeps = jc.Features("features.3", [4, 0]), (0.9, 0.7, 0.5)
+    curve = jc.curve(small.model, small.images, features, scores, keeps)
+    assert curve.shape == (2, 3) and len(KEEPS) == 13
+    for k, keep in enumerate(keeps):
+        masks = jc.top_kernels(scores, keep=keep)
+        np.testing.assert_array_equal(curve[:, k], jc.correlation(small.model, small.images, features, masks))
+
+
+def test_chunks_and_progress(small, scores, monkeypatch):
+    """More features than fit into one call are the same features."""
+    features, steps = jc.Features("features.3", [4, 0, 4, 0, 0]), []
+    masks = {name: mask[np.array([0, 1, 0, 1, 1])] for name, mask in jc.top_kernels(scores, keep=0.5).items()}
+    expected = jc.correlation(small.model, small.images, features, masks, batch=2)
+    monkeypatch.setattr("jaxcircuits.faithfulness.CHUNK", 2)
+    found = correlations(small.model, small.images, features, [masks, masks], batch=2, progress=steps.append)
+    np.testing.assert_allclose(found, np.stack([expected, expected], 1), atol=1e-6)
+    assert sum(steps) == 5 * 5
+
+
+def test_masks_that_do_not_fit(small, scores):
+    features, masks = jc.Features("features.3", [4, 0]), jc.top_kernels(scores, keep=0.5)
+    for name, mask, message in [
+        ("features.3", masks["features.3"][:1], r"has shape \(1, 8, 6\); expected \(2, 8, 6\)"),
+        ("features.3", masks["features.3"].transpose(0, 2, 1), r"has shape \(2, 6, 8\); expected \(2, 8, 6\)"),
+        ("layer1.conv1", masks["layer1.conv2"], r"has shape \(2, 8, 8\); expected \(2, 4, 8\)"),
+        ("features.4", masks["features.3"], "there is no layer 'features.4'"),
+    ]:
+        with pytest.raises(jc.InputError, match=message):
+            jc.correlation(small.model, small.images, features, {**masks, name: mask})
+    with pytest.raises(jc.InputError, match="there are 3 positions for 5 images"):
+        jc.correlation(small.model, small.images, jc.Features("features.3", [4, 0], position=GIVEN[:3]), masks)

@@ -1,0 +1,161 @@
+"""Relevant and effective kernels against brute force: take one kernel away, does the feature move?"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jaxcircuits as jc
+from jaxcircuits.masks import count
+from jaxcircuits.ops import max_pool
+from tests.twins import random_variables
+
+SIZE = 8
+rng = np.random.default_rng(0)
+image = rng.uniform(0.5, 1.5, (1, SIZE, SIZE, 3)).astype(np.float32)
+
+
+class Branches(nn.Module):
+    """Branches of different depth, concatenated; ReLU6, pooling, groups, BatchNorm, a skip."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = max_pool(jax.nn.relu6(nn.Conv(4, (3, 3), strides=2, padding=2, name="stem")(x)), 2, 1)
+        a = nn.relu(nn.Conv(2, (1, 1), name="short")(x))
+        b = nn.relu(nn.Conv(2, (3, 1), name="long.0", padding="SAME")(x))
+        b = nn.relu(nn.Conv(4, (3, 3), name="long.1", padding=1, feature_group_count=2)(b))
+        x = jnp.concatenate([a, b], -1)
+        y = nn.Conv(6, (3, 3), padding=1, feature_group_count=3, name="grouped")(x)
+        x = nn.relu(x + nn.BatchNorm(use_running_average=True, name="bn")(y))
+        x = nn.relu(nn.Conv(4, (2, 2), feature_group_count=2, name="target")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+class Gated(nn.Module):
+    """Hard-swish, a depthwise convolution, squeeze and excitation, layer scale, global pooling, dense layers."""
+
+    norm: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = jax.nn.hard_swish(nn.Conv(4, (3, 3), padding=1, name="stem")(x))
+        x = jax.nn.hard_swish(nn.Conv(4, (3, 3), feature_group_count=4, strides=2, name="depthwise")(x))
+        gate = nn.relu(nn.Dense(3, name="squeeze")(x.mean((1, 2), keepdims=True)))
+        x = x * jax.nn.hard_sigmoid(nn.Dense(4, name="excite")(gate))
+        if self.norm:
+            x = jax.nn.softplus(nn.LayerNorm(name="norm")(x))
+        x = x + self.param("scale", nn.initializers.ones, (4,)) * nn.gelu(nn.Conv(4, (1, 1), name="inner")(x))
+        x = nn.relu(nn.Dense(4, name="hidden")(x.mean((1, 2))))
+        return nn.Dense(3, name="target")(x)
+
+
+def positive(module, *, biases):
+    """Positive weights so small that nothing saturates, and BatchNorm without effect."""
+
+    def leaf(path, values):
+        name = path[-1].key
+        if name in ("bias", "mean"):
+            return np.abs(values) * (biases and name == "bias")
+        return (np.abs(values) + 0.1) / np.prod(values.shape[:-1]).clip(1)
+
+    variables = random_variables(module, image.shape)
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def brute_force(model, features, masks):
+    """{layer: (F, I, O) bool}: the kept kernels without which a feature has another value, one kernel at a time."""
+    target = model.layers[features.layer]
+
+    @jax.jit
+    def output(masks):
+        params = flatten_dict(model.variables["params"])
+        for name, mask in masks.items():
+            params[*model.layers[name].path, "kernel"] *= mask
+        chosen = lambda module, method: method == "__call__" and module.path == target.path  # noqa: E731
+        variables = {**model.variables, "params": unflatten_dict(params)}
+        _, state = model.module.apply(variables, image, capture_intermediates=chosen, mutable=["intermediates"])
+        return jax.tree.leaves(state["intermediates"])[0]
+
+    matrix = features.matrix(target.outputs) != 0
+    found = {name: np.zeros(mask.shape, bool) for name, mask in masks.items()}
+    for f, direction in enumerate(matrix):
+        kept = {name: np.asarray(mask[f]) for name, mask in masks.items()}
+        before = output(kept)
+        for name, mask in kept.items():
+            for i, o in np.argwhere(mask):
+                without = mask.copy()
+                without[i, o] = False
+                moved = np.asarray(output({**kept, name: without}) != before)
+                found[name][f, i, o] = moved[..., direction].any()
+    return found
+
+
+CASES = [
+    (Branches(), jc.Features("target", directions=[[1, 0, 0, 0], [0, 0, 1, -1], [1, 0, 0, -1]])),
+    (Branches(), jc.Features("head", [1])),
+    (Gated(norm=False), jc.Features("target", [0, 2])),
+    (Gated(norm=True), jc.Features("target", [1])),
+]
+
+
+@pytest.mark.parametrize("module, features", CASES)
+def test_relevant_and_effective_kernels(module, features):
+    """Without biases, whatever does not begin at the pixels is zero; kernels from nowhere and to nowhere drop out."""
+    model = jc.Model(module, positive(module, biases=False), input_size=SIZE)
+    relevant = jc.relevant_kernels(model, features)
+    expected = brute_force(model, features, {name: np.ones(mask.shape, bool) for name, mask in relevant.items()})
+    for name, mask in relevant.items():
+        np.testing.assert_array_equal(mask, expected[name], name)
+    assert not all(np.asarray(mask).all() for mask in relevant.values())
+    if module == Gated(norm=True):  # a normalisation lets a feature depend on kernels that no path leads from
+        return
+
+    masks = {name: np.asarray(mask) & (rng.random(mask.shape) < 0.6) for name, mask in relevant.items()}
+    effective = jc.effective_kernels(model, features, masks)
+    expected = brute_force(model, features, masks)
+    for name in masks:
+        np.testing.assert_array_equal(effective[name], expected[name], name)
+    assert (count(effective) < count(masks)).all()
+
+
+def test_weights_do_not_matter():
+    model = jc.Model(Branches(), random_variables(Branches(), image.shape), input_size=SIZE)
+    features = jc.Features("target", [0])
+    some = ("stem", "grouped")
+    found = jc.relevant_kernels(model, features, layers=some)
+    expected = brute_force(
+        jc.Model(Branches(), positive(Branches(), biases=True), input_size=SIZE),
+        features,
+        {name: np.ones(found[name].shape, bool) for name in some},
+    )
+    assert tuple(found) == some
+    for name in some:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_circuit_of_nothing_has_no_effective_kernels():
+    model = jc.Model(Branches(), positive(Branches(), biases=True), input_size=SIZE)
+    features = jc.Features("target", [0])
+    masks = {name: np.asarray(mask) for name, mask in jc.relevant_kernels(model, features).items()}
+    assert count(jc.effective_kernels(model, features, masks)).item() == count(masks).item()
+    masks["stem"] = np.zeros_like(masks["stem"])
+    assert count(jc.effective_kernels(model, features, masks)).item() == 0
+
+
+def test_layers_without_a_mask_keep_all_their_kernels(small):
+    features = jc.Features("features.3", [0])
+    relevant = jc.relevant_kernels(small.model, features)
+    mask = {"layer1.conv1": np.asarray(relevant["layer1.conv1"]).copy()}
+    mask["layer1.conv1"][:, :, :4] = False
+    found = jc.effective_kernels(small.model, features, mask)
+    assert list(found) == ["layer1.conv1"]
+    np.testing.assert_array_equal(found["layer1.conv1"], mask["layer1.conv1"])
+
+
+@pytest.mark.slow
+def test_alexnets_relevant_kernels_of_a_class():
+    found = jc.relevant_kernels(jc.load("alexnet", weights="random"), jc.Features("classifier.6", [7]))
+    expected = [3 * 64, 64 * 192, 192 * 384, 384 * 256, 256 * 256, 9216 * 4096, 4096 * 4096, 4096]
+    assert [count({name: mask}).item() for name, mask in found.items()] == expected
