@@ -21,7 +21,7 @@ class Inner(nn.Module):
     """A module with `setup`; conv1 is given by keyword and called before conv0, which is made first."""
 
     def setup(self):
-        self.conv0 = nn.Conv(4, (3, 3), padding="SAME", strides=2)
+        self.conv0 = nn.Conv(4, (3, 3), padding="SAME", strides=2, kernel_dilation=(2, 1))
         self.conv1 = nn.Conv(4, (1, 2), padding=((0, 0), (1, 0)))
         self.bn = nn.BatchNorm(use_running_average=True)
 
@@ -66,7 +66,7 @@ def test_layers_in_call_order_with_their_geometry():
     assert {name: geometry(layer) for name, layer in found.layers.items()} == {
         "a.0": ((3, 3), one, ((2, 1), (0, 2)), (1, 2), 1, 3, 4),
         "stage.1.conv1": ((1, 2), one, ((0, 0), (1, 0)), one, 1, 4, 4),
-        "stage.1.conv0": ((3, 3), (2, 2), ((0, 1), (0, 1)), one, 1, 4, 4),
+        "stage.1.conv0": ((3, 3), (2, 2), ((1, 2), (0, 1)), (2, 1), 1, 4, 4),
         "depthwise": ((2, 2), one, none, one, 4, 1, 8),
         "grouped": ((3, 3), one, ((1, 1), (1, 1)), one, 2, 4, 6),
         "pixels": (one, one, none, one, 1, 6, 5),
