@@ -182,7 +182,8 @@ def _circuits(
     r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
     possible = count_kernels(scores.relevant)
     kept = [count_kernels(mask) for mask in masks]
-    effective = [count_kernels(effective_kernels(model, features, mask)) for mask in masks]
+    shape = image_shape(images)
+    effective = [count_kernels(effective_kernels(model, features, mask, image_shape=shape)) for mask in masks]
     for f, feature in enumerate(features):
         for k in range(len(amounts)):
             manifest = manifests[f][k] | {

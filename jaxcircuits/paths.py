@@ -24,15 +24,22 @@ from jaxcircuits.taps import Network, ones
 Masks = dict[str, Array]
 
 
-def relevant_kernels(model: Model, features: Features, *, layers: tuple[str, ...] | None = None) -> Masks:
+def relevant_kernels(
+    model: Model,
+    features: Features,
+    *,
+    layers: tuple[str, ...] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Masks:
     """The kernels from which a path leads to each feature: {layer: (F, I, O) bool}.
 
     Args:
         model: whose network it is; weights do not matter.
         features: F of them; a direction's path begins at every channel that it touches.
         layers: those asked for, by default all that `score` would score.
+        image_shape: (H, W, C) of the images, by default the model's nominal size.
     """
-    network = model.network()
+    network = model.network(image_shape)
     features = features.resolve(network.layers)
     return relevant(network, model.variables, features, scored_layers(network, features.layer, layers))
 
@@ -52,15 +59,18 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     return masks
 
 
-def effective_kernels(model: Model, features: Features, masks: Arrays) -> Masks:
+def effective_kernels(
+    model: Model, features: Features, masks: Arrays, *, image_shape: tuple[int, int, int] | None = None
+) -> Masks:
     """The kept kernels that still lie on a path from the pixels to the feature: {layer: (F, I, O) bool}.
 
     Args:
         model: whose network it is.
         features: F of them.
         masks: {layer: (F, I, O) bool}; layers that are not named keep all their kernels.
+        image_shape: (H, W, C) of the images, by default the model's nominal size.
     """
-    network = model.network()
+    network = model.network(image_shape)
     features = features.resolve(network.layers)
     layers = scored_layers(network, features.layer, tuple(masks))
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs) != 0, jnp.float32)

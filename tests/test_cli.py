@@ -404,6 +404,7 @@ def test_a_full_disk(process, workplace):
         (X, "alexnet", "features.3:1", *I, "--out", "d/e", "--keep", "0.5,.1"),
         ("export", circuit, "--out", "d/e"),
         ("convert", "alexnet", "--out", "d/e.pth"),
+        ("convert", "alexnet", "--out", "d/e.orbax"),
     ):
         done = process(workplace, *command, check=2, before="ulimit -f 1;")
         assert re.match(r"Error: .*(File too large|cannot write)", done.stderr.splitlines()[-1])

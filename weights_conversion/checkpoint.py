@@ -1,8 +1,10 @@
 """Flax weights in a directory: an orbax checkpoint, and a manifest.json that says what it holds."""
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ def save_checkpoint(
     old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     try:
         beside.mkdir()
+        _check_room(beside, [leaf.nbytes for leaf in jax.tree.leaves(tree)])
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(beside / WEIGHTS, tree)
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -70,6 +73,15 @@ def save_checkpoint(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_room(directory: Path, sizes: list[int]) -> None:
+    """Raise an OSError where arrays of these sizes do not fit: orbax's threads outlive their error and leave files."""
+    if shutil.disk_usage(directory).free < sum(sizes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):  # quotas and limits of a file's size
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, max(sizes, default=0) or 1)
 
 
 def load_checkpoint(

@@ -70,6 +70,8 @@ def read_images(
     """
     if resize not in ("crop", "squash"):
         raise InputError(f"unknown resize {resize!r}; expected 'crop' or 'squash'")
+    if isinstance(source, str) and not source:
+        raise InputError("the images' source is empty; expected photos, tfds:NAME, a folder or a file")
     for option, value in (("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{option} is a number of images, at least 1; got {value!r}")
