@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,14 @@ class Features:
         names = self.names or self.channels or ()
         place = ",".join(map(str, self.place)) if isinstance(self.place, tuple) else self.place
         return tuple(f"{self.layer}:{name}{f'@{place}' if place else ''}" for name in names)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The labels, with a digest of each direction: two sets of directions may have the same names."""
+        if self.directions is None:
+            return self.labels
+        digests = [hashlib.sha256(np.ascontiguousarray(row).data).hexdigest() for row in self.directions]
+        return tuple(f"{label} {digest}" for label, digest in zip(self.labels, digests, strict=True))
 
     @property
     def place(self) -> Place:

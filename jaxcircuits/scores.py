@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.chunks import chunk_size, in_chunks
-from jaxcircuits.criteria import BASELINES, CRITERIA, Criterion
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, Criterion
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
@@ -111,6 +111,11 @@ def score(
         raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if absolute not in ABSOLUTE:
+        raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
+    for name, size in (("chunk", chunk), ("batch", batch)):
+        if size is not None and size < 1:
+            raise InputError(f"{name} is {size}; expected at least 1")
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
@@ -120,7 +125,7 @@ def score(
     record = Record(criterion, absolute, features.objective, number, None, precision)
     if criterion in BASELINES:
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}
-        values = BASELINES[criterion](weights, features.labels, seed=seed)
+        values = BASELINES[criterion](weights, features.identities, seed=seed)
         record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
     else:
         rule = find_criterion(criterion, absolute)

@@ -51,13 +51,13 @@ class Gated(nn.Module):
         return nn.Dense(3, name="target")(x)
 
 
-def positive(module, *, biases):
-    """Positive weights so small that nothing saturates, and BatchNorm without effect."""
+def positive(module):
+    """Positive weights so small that nothing saturates, no biases, and BatchNorm without effect."""
 
     def leaf(path, values):
         name = path[-1].key
         if name in ("bias", "mean"):
-            return np.abs(values) * (biases and name == "bias")
+            return np.zeros_like(values)
         return (np.abs(values) + 0.1) / np.prod(values.shape[:-1]).clip(1)
 
     variables = random_variables(module, image.shape)
@@ -102,56 +102,37 @@ CASES = [
 
 @pytest.mark.parametrize("module, features", CASES)
 def test_relevant_and_effective_kernels(module, features):
-    """Without biases, whatever does not begin at the pixels is zero; kernels from nowhere and to nowhere drop out."""
-    model = jc.Model(module, positive(module, biases=False), input_size=SIZE)
-    relevant = jc.relevant_kernels(model, features)
-    expected = brute_force(model, features, {name: np.ones(mask.shape, bool) for name, mask in relevant.items()})
+    """Brute force without biases: there, whatever does not begin at the pixels is zero. Weights do not matter."""
+    model = jc.Model(module, random_variables(module, image.shape), input_size=SIZE)
+    plain = jc.Model(module, positive(module), input_size=SIZE)
+    relevant = {name: np.asarray(mask) for name, mask in jc.relevant_kernels(model, features).items()}
+    expected = brute_force(plain, features, {name: np.ones(mask.shape, bool) for name, mask in relevant.items()})
     for name, mask in relevant.items():
         np.testing.assert_array_equal(mask, expected[name], name)
-    assert not all(np.asarray(mask).all() for mask in relevant.values())
+    assert not all(mask.all() for mask in relevant.values())
     if module == Gated(norm=True):  # a normalisation lets a feature depend on kernels that no path leads from
         return
 
-    masks = {name: np.asarray(mask) & (rng.random(mask.shape) < 0.6) for name, mask in relevant.items()}
+    masks = {name: mask & (rng.random(mask.shape) < 0.6) for name, mask in relevant.items()}
     effective = jc.effective_kernels(model, features, masks)
-    expected = brute_force(model, features, masks)
+    expected = brute_force(plain, features, masks)
     for name in masks:
         np.testing.assert_array_equal(effective[name], expected[name], name)
     assert (count(effective) < count(masks)).all()
+    np.testing.assert_array_equal(count(jc.effective_kernels(model, features, relevant)), count(relevant))
+    blind = relevant | {"stem": np.zeros_like(relevant["stem"])}
+    assert not count(jc.effective_kernels(model, features, blind)).any()
 
 
-def test_weights_do_not_matter():
-    model = jc.Model(Branches(), random_variables(Branches(), image.shape), input_size=SIZE)
-    features = jc.Features("target", [0])
-    some = ("stem", "grouped")
-    found = jc.relevant_kernels(model, features, layers=some)
-    expected = brute_force(
-        jc.Model(Branches(), positive(Branches(), biases=True), input_size=SIZE),
-        features,
-        {name: np.ones(found[name].shape, bool) for name in some},
-    )
-    assert tuple(found) == some
-    for name in some:
-        np.testing.assert_array_equal(found[name], expected[name])
-
-
-def test_a_circuit_of_nothing_has_no_effective_kernels():
-    model = jc.Model(Branches(), positive(Branches(), biases=True), input_size=SIZE)
-    features = jc.Features("target", [0])
-    masks = {name: np.asarray(mask) for name, mask in jc.relevant_kernels(model, features).items()}
-    assert count(jc.effective_kernels(model, features, masks)).item() == count(masks).item()
-    masks["stem"] = np.zeros_like(masks["stem"])
-    assert count(jc.effective_kernels(model, features, masks)).item() == 0
-
-
-def test_layers_without_a_mask_keep_all_their_kernels(small):
+def test_some_layers(small):
+    """Those asked for, in call order; layers without a mask keep all their kernels."""
     features = jc.Features("features.3", [0])
-    relevant = jc.relevant_kernels(small.model, features)
-    mask = {"layer1.conv1": np.asarray(relevant["layer1.conv1"]).copy()}
-    mask["layer1.conv1"][:, :, :4] = False
-    found = jc.effective_kernels(small.model, features, mask)
+    relevant = jc.relevant_kernels(small.model, features, layers=("layer1.conv1", "features.0"))
+    assert list(relevant) == ["features.0", "layer1.conv1"] and all(mask.all() for mask in relevant.values())
+    mask = np.arange(32).reshape(1, 4, 8) % 3 == 0
+    found = jc.effective_kernels(small.model, features, {"layer1.conv1": mask})
     assert list(found) == ["layer1.conv1"]
-    np.testing.assert_array_equal(found["layer1.conv1"], mask["layer1.conv1"])
+    np.testing.assert_array_equal(found["layer1.conv1"], mask)
 
 
 @pytest.mark.slow
