@@ -14,6 +14,7 @@ that computes it. Images and weights become scores, scores masks, masks circuits
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
+from jaxcircuits.export import export_circuit
 from jaxcircuits.faithfulness import correlation, curve
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import extract
@@ -34,6 +35,7 @@ __all__ = [
     "correlation",
     "curve",
     "effective_kernels",
+    "export_circuit",
     "extract",
     "iou",
     "load",
