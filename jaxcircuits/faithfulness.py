@@ -70,6 +70,8 @@ def correlations(
     progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected at least 1")
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     model.check_weights([features.layer])
@@ -147,7 +149,7 @@ def _pearson(moments: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     for f, k in np.ndindex(moments.shape):
         *_, xx, yy, xy, low_x, high_x, low_y, high_y = moments[f, k]
         if low_x < high_x and low_y < high_y:
-            r[f, k] = xy / np.sqrt(xx * yy)
+            r[f, k] = np.clip(xy / np.sqrt(xx * yy), -1, 1)  # rounding may lead beyond
         else:
             what = "circuit" if low_y < high_y else "full network"
             warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)

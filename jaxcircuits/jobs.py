@@ -13,7 +13,6 @@ import numpy as np
 from jaxcircuits.chunks import chunk_size, in_chunks
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES
-from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
@@ -23,7 +22,7 @@ from jaxcircuits.masks import Masks, keep_counts, top_kernels
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
-from jaxcircuits.scores import PRECISIONS, Scores, score
+from jaxcircuits.scores import Scores, check_options, score
 
 RECORDED_VERSIONS = ("jaxcircuits", "jax", "flax", "numpy")
 
@@ -55,12 +54,11 @@ def plan(
     layers: Sequence[str] | None = None,
     seed: int = 0,
     precision: str = "float32",
+    chunk: int | None = None,
+    batch: int = 1,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
-    if criterion not in BASELINES:
-        find_criterion(criterion, absolute)
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    check_options(criterion, absolute, precision, chunk, batch)
     amounts = _amounts(keep, kernels)
     network, number = model.network(image_shape(images)), count(images)
     every = [features] if isinstance(features, Features) else list(features)
@@ -129,7 +127,8 @@ def extract(
         InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    jobs = plan(model, images, features, keep=keep, kernels=kernels, layers=layers, **options)
+    asked = {"keep": keep, "kernels": kernels, "layers": layers, "chunk": chunk, "batch": batch}
+    jobs = plan(model, images, features, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
     network = model.network(image_shape(images))
 

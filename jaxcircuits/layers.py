@@ -123,6 +123,8 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
         trouble = f"layer {name!r} carries a mask of its own; multiply it into the kernel"
     elif conv and _pair(module.input_dilation, 2) != (1, 1):
         trouble = f"layer {name!r} dilates its input, which is not supported"
+    elif module.dtype not in (None, jnp.float32):
+        trouble = f"layer {name!r} computes in {jnp.dtype(module.dtype).name}; expected float32 (dtype=None)"
     elif conv and len(first.input) != 4:
         trouble = f"layer {name!r} sees an input of shape {first.input}; expected (N, H, W, C)"
     elif first.input[0] != 1:

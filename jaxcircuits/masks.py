@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
 import jax
@@ -36,7 +37,9 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
         return np.full_like(relevant, kernels)
     if isinstance(keep, bool) or not isinstance(keep, (int, float, np.floating)) or not 0 < keep <= 1:
         raise InputError(f"keep is {keep!r}; expected a fraction over 0 and at most 1")
-    return np.maximum(np.floor(relevant * keep + 0.5), 1).astype(relevant.dtype)
+    exact = Decimal(str(float(keep)))  # .29 of 50 is 14.5 and makes 15; in binary it is less
+    halves_up = [int((exact * int(n)).to_integral_value(ROUND_HALF_UP)) for n in relevant.flat]
+    return np.maximum(np.array(halves_up, relevant.dtype).reshape(relevant.shape), 1)
 
 
 def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | None = None) -> Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,13 @@ from weights_conversion import (
     digest,
     is_checkpoint,
     load_checkpoint,
+    read_preprocessing,
     read_state,
     to_flax,
     to_torch,
 )
 
+SEEN = ("input_size", "resize_size", "mean", "std")  # what a checkpoint's manifest says of the images
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -149,15 +152,16 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0) -> Model:
 
 def _load(name: str, weights: str, seed: int) -> Model:
     module = ARCHITECTURES[name]()
-    extras, missing = {}, ()
+    extras, missing, seen = {}, (), {}
     word, _, number = weights.partition(":")
     if word == "random":
         if number and not number.isdecimal():
             raise InputError(f"weights are {weights!r}; expected random or random:SEED")
         weights = f"random:{int(number or seed)}"  # what is recorded is enough to draw them again
         variables = jax.jit(module.init)(jax.random.key(int(number or seed)), jnp.zeros((1, 224, 224, 3)))
-    elif is_checkpoint(weights):
-        variables, extras, manifest = load_checkpoint(weights)
+    elif is_checkpoint(path := os.path.expanduser(weights)):
+        variables, extras, manifest = load_checkpoint(path)
+        seen = {key: manifest[key] for key in SEEN if key in manifest}
         if manifest.get("model") != name:
             raise InputError(f"{weights!r} holds weights of {manifest.get('model')!r}, not of {name!r}")
         missing = tuple(manifest["missing"])
@@ -170,7 +174,11 @@ def _load(name: str, weights: str, seed: int) -> Model:
         optional = (lambda key: not key.startswith("features.")) if weights == "lpips" else (lambda key: False)
         converted = to_flax(state, template, optional=optional)
         variables, extras, missing = converted.variables, converted.extras, converted.missing
-    return Model(module, variables, name=name, weights=weights, extras=extras, missing=missing)
+        if word == "torchvision":  # VGG 16's IMAGENET1K_FEATURES has a classifier of nan
+            missing += tuple(key for key, value in state.items() if not np.isfinite(value).all())
+        seen = read_preprocessing(weights, name)
+    seen |= {key: tuple(seen[key]) for key in ("mean", "std") if key in seen}
+    return Model(module, variables, name=name, weights=weights, extras=extras, missing=missing, **seen)
 
 
 def _check_name(name: str) -> None:

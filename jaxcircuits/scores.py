@@ -107,57 +107,74 @@ def score(
         InputError: an unknown name, a channel, direction or position that the layer does not have, no images, images of
             another shape than the model takes, or weights that are missing.
     """
+    check_options(criterion, absolute, precision, chunk, batch)
+    network = model.network(image_shape(images))
+    features = features.resolve(network.layers)
+    chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
+    model.check_weights((*chosen, features.layer))
+    number = count(images)
+    record = Record(criterion, absolute, features.objective, number, None, precision)
+    if criterion in BASELINES:
+        possible = relevant(network, model.variables, features, chosen)
+        weights = {name: network.layers[name].weight(model.variables) for name in chosen}
+        values = BASELINES[criterion](weights, features.identities, seed=seed)
+        values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
+        record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
+        return Scores(values, possible, chosen, record)
+    rule = find_criterion(criterion, absolute)
+    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place)
+    chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
+    with jax.default_matmul_precision(PRECISIONS[precision]):
+        parts = [
+            _over_images(plan, model, images, number, part, batch, progress) for part in in_chunks(features, chunk)
+        ]
+    values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
+    return Scores(values, possible, chosen, record)
+
+
+def check_options(criterion: str, absolute: str, precision: str, chunk: int | None, batch: int) -> None:
+    """Raise an InputError for what `score` does not know or cannot do, whatever the features."""
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if absolute not in ABSOLUTE:
         raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
+    if criterion not in BASELINES:
+        find_criterion(criterion, absolute)
     for name, size in (("chunk", chunk), ("batch", batch)):
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}; expected at least 1")
-    network = model.network(image_shape(images))
-    features = features.resolve(network.layers)
-    chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
-    model.check_weights((*chosen, features.layer))
-    number = count(images)
-    possible = relevant(network, model.variables, features, chosen)
-    record = Record(criterion, absolute, features.objective, number, None, precision)
-    if criterion in BASELINES:
-        weights = {name: network.layers[name].weight(model.variables) for name in chosen}
-        values = BASELINES[criterion](weights, features.identities, seed=seed)
-        record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
-    else:
-        rule = find_criterion(criterion, absolute)
-        plan = Plan(network, features.layer, chosen, rule, features.objective, features.place)
-        chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
-        with jax.default_matmul_precision(PRECISIONS[precision]):
-            parts = [
-                _over_images(plan, model, images, number, part, batch, progress) for part in in_chunks(features, chunk)
-            ]
-        values = {name: jnp.concatenate([part[name] for part in parts])[: len(features)] for name in chosen}
-    values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
-    return Scores(values, possible, chosen, record)
 
 
 def _over_images(
     plan: Plan, model: Model, images, number: int, features: Features, batch: int, progress: Callable[[int], object]
-) -> dict[str, Array]:
-    """{layer: (F, I, O)} of one chunk of features."""
-    layers = plan.network.layers
-    directions = jnp.asarray(features.matrix(layers[plan.target].outputs))
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Scores and relevant kernels {layer: (F, I, O)} of one chunk of features."""
+    network, variables = plan.network, model.variables
+    possible = relevant(network, variables, features, plan.layers)
+    directions = jnp.asarray(features.matrix(network.layers[plan.target].outputs))
     places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
     total, done = None, 0
     for block, real in batches(images, batch):
         given = jnp.asarray(places[done : done + batch])
-        arguments = model.variables, directions, given, jnp.asarray(block), jnp.int32(real)
+        arguments = variables, directions, given, jnp.asarray(block), jnp.int32(real)
         if total is None:
             shapes = jax.eval_shape(functools.partial(_statistics, plan), *arguments)
             total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            # of zeros, so that nothing is left to compile after the first images
+            _finish(plan, total, variables, possible, jnp.float32(number))
         total = _step(plan, total, *arguments)
         done += real
         progress(real * len(features))
-    return _finish(plan, total, model.variables, jnp.float32(number))
+    return _finish(plan, total, variables, possible, jnp.float32(number)), possible
+
+
+def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Array]:
+    """The chunks' arrays as one, without what fills up the last chunk."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
 
 
 def _statistics(
@@ -189,6 +206,7 @@ def _step(plan: Plan, total, variables, directions: Array, places: Array, images
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _finish(plan: Plan, total, variables, number: Array) -> dict[str, Array]:
-    layers = plan.network.layers
-    return {name: plan.criterion.finish(t, layers[name].weight(variables), number) for name, t in total.items()}
+def _finish(plan: Plan, total, variables, possible: dict[str, Array], number: Array) -> dict[str, Array]:
+    weights = {name: plan.network.layers[name].weight(variables) for name in total}
+    scores = {name: plan.criterion.finish(total[name], weights[name], number) for name in total}
+    return {name: jnp.where(possible[name], scores[name], 0) for name in total}

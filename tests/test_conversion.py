@@ -28,6 +28,7 @@ from weights_conversion import (
     digest,
     is_checkpoint,
     load_checkpoint,
+    read_preprocessing,
     read_state,
     save_checkpoint,
     to_flax,
@@ -670,3 +671,14 @@ def test_damaged_bytes(tmp_path, files, words):
 def test_is_checkpoint(checkpoint, tmp_path):
     assert is_checkpoint(str(checkpoint))
     assert not is_checkpoint(tmp_path) and not is_checkpoint(tmp_path / "none") and not is_checkpoint("a" * 5000)
+
+
+def test_what_torchvisions_weights_were_trained_to_see():
+    torchvision()
+    assert read_preprocessing("lpips", "alexnet") == {}
+    usual = read_preprocessing("torchvision", "alexnet")
+    assert (usual["input_size"], usual["resize_size"], usual["mean"]) == (224, 256, (0.485, 0.456, 0.406))
+    odd = read_preprocessing("torchvision:IMAGENET1K_FEATURES", "vgg16")
+    assert odd["std"] == pytest.approx((1 / 255,) * 3)
+    with pytest.raises(ConversionError, match="has no weights 'V9'"):
+        read_preprocessing("torchvision:V9", "alexnet")

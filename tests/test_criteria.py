@@ -132,15 +132,11 @@ def test_nothing_compiles_after_the_first_images(small):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        features = Features("features.3", [0, 1, 2])
-        jc.score(model, images[:4], features, chunk=2, batch=2)
-        assert compiled
-        compiled.clear()
-        jc.score(model, images, features, chunk=2, batch=2, progress=steps.append)
+        jc.score(model, images, Features("features.3", [0, 1, 2]), batch=2, progress=steps.append)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert sum(steps) == 2 * 2 * 9  # two chunks of two, nine images
-    assert not compiled
+    assert steps == [6, 6, 6, 6, 3]
+    assert compiled and max(compiled) == 0
 
 
 def test_images_as_blocks_and_progress(small):

@@ -151,3 +151,8 @@ def test_overlap_of_masks_that_do_not_fit():
         jc.iou(a, {"x": np.ones((3, 2), bool)})
     with pytest.raises(jc.InputError, match=r"masks of 'x' differ in shape: \(2, 2, 3\) and \(3, 2, 3\)"):
         jc.iou({"x": np.ones((2, 2, 3), bool)}, {"x": np.ones((3, 2, 3), bool)})
+
+
+def test_halves_are_rounded_up_as_they_are_written():
+    assert keep_counts(np.array([50, 100, 3]), 0.29, None).tolist() == [15, 29, 1]
+    assert keep_counts(np.array([50]), 0.01, None).tolist() == [1]

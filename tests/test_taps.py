@@ -284,3 +284,11 @@ def test_a_module_that_does_not_run():
         describe(Odd(), variables, (9, 8, 4), {})
     with pytest.raises(jc.InputError, match="Odd does not run on an image"):
         describe(Odd(), {"params": {}}, SIZE, {})
+
+
+def test_half_precision_is_refused_by_name():
+    module = nn.Sequential([nn.Conv(4, (3, 3), dtype=jnp.bfloat16), nn.relu, nn.Conv(2, (3, 3))])
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    model = jc.Model(module, variables, input_size=8)
+    with pytest.raises(jc.InputError, match=r"layer 'layers_0' computes in bfloat16; expected float32"):
+        jc.score(model, np.ones((1, 8, 8, 3), np.float32), jc.Features("layers_2", [0]))

@@ -4,7 +4,7 @@ from weights_conversion.checkpoint import is_checkpoint, load_checkpoint, save_c
 from weights_conversion.errors import ConversionError
 from weights_conversion.files import read_file, write_state
 from weights_conversion.rules import Converted, StateDict, Variables, digest, to_flax, to_torch
-from weights_conversion.sources import read_state
+from weights_conversion.sources import read_preprocessing, read_state
 
 __all__ = [
     "ConversionError",
@@ -15,6 +15,7 @@ __all__ = [
     "is_checkpoint",
     "load_checkpoint",
     "read_file",
+    "read_preprocessing",
     "read_state",
     "save_checkpoint",
     "to_flax",

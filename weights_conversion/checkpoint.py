@@ -69,6 +69,8 @@ def save_checkpoint(
             directory.rename(old)
         beside.rename(directory)
     except Exception as err:  # orbax reports a full disk in its own ways
+        if old.exists() and not directory.exists():
+            old.rename(directory)
         raise ConversionError(f"cannot write {directory}: {reason(err)}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

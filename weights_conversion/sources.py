@@ -35,11 +35,28 @@ def read_state(source: str | Path, architecture: str) -> StateDict:
     if os.path.isdir(path):
         raise ConversionError(f"the directory {path} is no checkpoint: it has no manifest.json")
     if not os.path.exists(path):
-        raise ConversionError(f"there is no file {path}; what is not a file: lpips, torchvision, torchvision:NAME")
+        raise ConversionError(
+            f"there is no file {path}; what is not a file: lpips, torchvision, torchvision:NAME, random"
+        )
     return read_file(path)
 
 
-def _read_torchvision(architecture: str, name: str) -> StateDict:
+def read_preprocessing(source: str | Path, architecture: str) -> dict[str, Any]:
+    """What torchvision's weights were trained to see: input_size, resize_size, mean, std; nothing for other sources.
+
+    Raises:
+        ConversionError: as `read_state`.
+    """
+    word, _, name = str(source).partition(":")
+    if word != "torchvision":
+        return {}
+    seen = _torchvision_weights(architecture, name).transforms()
+    sizes = {"input_size": seen.crop_size[0], "resize_size": seen.resize_size[0]}
+    return sizes | {"mean": tuple(seen.mean), "std": tuple(seen.std)}
+
+
+def _torchvision_weights(architecture: str, name: str) -> Any:
+    """An entry of torchvision's enum."""
     models = _torchvision_models()
     try:
         known = models.get_model_weights(architecture)
@@ -48,7 +65,11 @@ def _read_torchvision(architecture: str, name: str) -> StateDict:
     names = list(known.__members__)
     if name and name not in names:
         raise ConversionError(f"torchvision's {architecture} has no weights {name!r}, only {', '.join(names)}")
-    weights = known[name or "DEFAULT"]
+    return known[name or "DEFAULT"]
+
+
+def _read_torchvision(architecture: str, name: str) -> StateDict:
+    weights = _torchvision_weights(architecture, name)
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except Exception as err:  # no network, no space, a broken download, ...

@@ -68,6 +68,8 @@ def extract(
     levels = next(iter(amounts.values()))
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
+    if plot and plot.suffix.lower() != ".png":
+        raise InputError(f"--plot is {str(plot)!r}; expected a file that ends in .png")
     network = load(model, weights="lpips" if weights is None else weights, seed=seed)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
@@ -175,7 +177,8 @@ def _pictures(circuit: Circuit, images: str | None, resize: str | None, model: M
     if images is None and recorded["source"] == "array":
         raise InputError("the circuit was made on an array in memory; name images to judge it on with --images")
     how = resize or recorded["resize"] or "crop"
-    pictures = read(recorded["source"] if images is None else images, model, resize=how, strict=strict)
+    limit = recorded["number"] if images is None else None
+    pictures = read(images or recorded["source"], model, resize=how, strict=strict, limit=limit)
     if images is None and resize is None and pictures.digest != recorded["digest"]:
         raise InputError(
             f"the images {recorded['source']!r} are no longer the circuit's; --images takes them as they are"

@@ -90,4 +90,5 @@ def read_images(
         label, pictures = os.fspath(source), from_path(Path(source), fit)
     else:
         raise InputError(f"images come from a name, a path or a uint8 array; got an object, {type(source).__name__}")
-    return Images(label, pictures, like, resize=resize, strict=strict, batch=batch, limit=limit)
+    as_given = label == "array" or label.partition(":")[0] == "photos" or label.endswith((".npy", ".npz"))
+    return Images(label, pictures, like, resize=None if as_given else resize, strict=strict, batch=batch, limit=limit)

@@ -53,7 +53,7 @@ class Images:
 
     Attributes:
         source: the source, as it was given.
-        resize: how pictures are brought to the input size, "crop" or "squash".
+        resize: how pictures are brought to the input size, "crop" or "squash"; None where they have it.
         batch: the most images in one block.
     """
 
@@ -63,7 +63,7 @@ class Images:
         pictures: Pictures,
         like: Preprocessing,
         *,
-        resize: str,
+        resize: str | None,
         strict: bool,
         batch: int,
         limit: int | None,
