@@ -130,7 +130,7 @@ def test_circuit_files(made):
     expected = {
         "model": "alexnet",
         "weights": {"source": "lpips", "sha256": jc.load("alexnet").sha256},
-        "images": {"source": "two.npy", "resize": "crop", "number": 2, "digest": pictures.digest},
+        "images": {"source": "two.npy", "resize": None, "number": 2, "digest": pictures.digest},
         "criterion": "snip",
         "absolute": "per_image",
         "objective": "abs",
@@ -352,7 +352,7 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
         ((X, "alexnet", "features.3:1", *I, "--chunk", "0"), "--chunk"),
         ((X, "alexnet", "features.3:1", *I, "--seed", "-1"), "--seed"),
         ((X, "alexnet", "features.3:1", *I, "--out", "two.npy"), "'two.npy' is a file"),
-        ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "'circuits' cannot be written: it is a folder"),
+        ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "ends in .png"),
         (("convert", "alexnet", "--out", "two.npy"), "exists"),
         (("convert", "alexnt"), "no model"),
         (("info", "alexnt"), "no model"),
