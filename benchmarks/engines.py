@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import Case
+from jaxcircuits.faithfulness import KEEPS
 
 NAMES = ("jaxcircuits", "reference", "strong")
-KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
 # One feature at a time costs the reference the same for each: it is timed on this many.
 REFERENCE_FEATURES = {"actgrad": 1, "snip": 4, "snip whole_set": 2, "curve": 1}
 

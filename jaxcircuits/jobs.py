@@ -18,8 +18,9 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
 from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
-from jaxcircuits.masks import Masks, keep_counts, top_kernels
+from jaxcircuits.layers import Masks
 from jaxcircuits.masks import count as count_kernels
+from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Scores, check_options, score

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 Variables = Mapping[str, Any]
 Arrays = Mapping[str, Array | np.ndarray]
+Masks = dict[str, Array]
 Pair = tuple[int, int]
 
 

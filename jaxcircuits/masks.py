@@ -12,12 +12,10 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.errors import InputError
-from jaxcircuits.layers import Arrays
+from jaxcircuits.layers import Arrays, Masks
 
 if TYPE_CHECKING:
     from jaxcircuits.scores import Scores
-
-Masks = dict[str, Array]
 
 
 def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -> np.ndarray:

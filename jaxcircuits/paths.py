@@ -17,11 +17,9 @@ from jax import Array
 from jaxcircuits.criteria import criterion
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import gradients, scored_layers
-from jaxcircuits.layers import Arrays, Variables
+from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
 from jaxcircuits.taps import Network, ones
-
-Masks = dict[str, Array]
 
 
 def relevant_kernels(
