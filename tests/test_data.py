@@ -478,6 +478,7 @@ def test_batches_of_images(folder):
 
 def test_batches_of_jax_arrays():
     import jax
+
     [(block, n)] = batches(jax.numpy.asarray(NORMAL), 8)
     assert n == 7 and isinstance(block, np.ndarray)
     np.testing.assert_array_equal(block[:7], NORMAL)
