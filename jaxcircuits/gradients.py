@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,12 +25,14 @@ class Gradients(NamedTuple):
         maps: the features (F, N, H, W).
         cotangents: dL_n/da (F, N, P).
         outputs: {layer: dL_n/d(its output) (F, N, P, O)} for the layers before the target.
+        supports: {layer: (N, P, O) bool}, where those can be non-zero; empty unless asked for.
     """
 
     inputs: dict[str, Array]
     maps: Array
     cotangents: Array
     outputs: dict[str, Array]
+    supports: dict[str, Array]
 
 
 def feature_kernels(layer: Layer, variables: Variables, directions: Array) -> Array:
@@ -59,6 +62,7 @@ def gradients(
     cotangents: Callable[[Array], Array],
     *,
     pinned: bool = False,
+    on_support: bool = False,
 ) -> Gradients:
     """Differentiate F features with respect to the outputs of the layers before them.
 
@@ -69,12 +73,15 @@ def gradients(
         images: (N, H, W, 3).
         cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
         pinned: as in `Network.run`.
+        on_support: compute input gradients where they are not zero for every feature; the same to rounding.
     """
     layer = network.layers[target]
     inner = tuple(name for name in layers if name != target)
 
+    supports = _supports(network, variables, target, images) if on_support and inner else {}
+
     def forward(probes: dict[str, Array]):
-        inputs = network.run(variables, images, probes, pinned=pinned)
+        inputs = network.run(variables, images, probes, supports=supports, pinned=pinned)
         return inputs[target], {name: inputs[name] for name in (*inner, target)}
 
     x, pullback, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
@@ -86,7 +93,21 @@ def gradients(
         (outputs,) = jax.vmap(pullback)(feature_input_gradients(layer, c, kernels))
     features, count = maps.shape[:2]
     flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
-    return Gradients(inputs, maps, c.reshape(features, count, -1), flat)
+    return Gradients(inputs, maps, c.reshape(features, count, -1), flat, supports)
+
+
+def _supports(network: Network, variables: Variables, target: str, images: Array) -> dict[str, Array]:
+    """Where the gradients at the ungrouped convolutions before the target can be non-zero: {layer: (N, P, O) bool}.
+
+    What is zero for one random cotangent of the target's input is zero for every feature.
+    """
+    before = itertools.takewhile(lambda name: name != target, network.layers)
+    layers = {name: network.layers[name] for name in before}
+    names = tuple(n for n, layer in layers.items() if layer.kind == "conv" and layer.groups == 1 and not layer.trouble)
+    probes = network.probes(names, len(images))
+    x, pullback = jax.vjp(lambda probes: network.run(variables, images, probes)[target], probes)
+    (found,) = pullback(jax.random.normal(jax.random.key(0), x.shape))
+    return {name: (g != 0).reshape(len(images), -1, layers[name].outputs) for name, g in found.items()}
 
 
 def scored_layers(network: Network, target: str, layers: tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -12,9 +12,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
 from jaxcircuits.layers import Layer
+
+
+def features_last(features: int) -> bool:
+    """Whether this many features together are fastest with one place's gradients side by side: on a CPU."""
+    return features >= 8 and jax.default_backend() == "cpu"
 
 
 def patches(layer: Layer, x: Array) -> Array:
@@ -115,18 +122,53 @@ def _max_pool_forward(x, window, stride, padding, ceil_mode):
 
 
 def _max_pool_backward(window, stride, padding, ceil_mode, residuals, cotangent):
-    winners, shape = residuals
-    n, h, w, c = (cotangent.shape[0], *shape.shape[1:], cotangent.shape[-1])
-    _, _, edges = _pooling((n, h, w, c), window, stride, padding, ceil_mode)
-    gradient = jnp.zeros((), cotangent.dtype)
-    for k, corner in enumerate(itertools.product(range(window), repeat=2)):
-        spread = [(0, 0, 0)]
-        for offset, size, (low, _), outputs in zip(corner, (h, w), edges[1:3], cotangent.shape[1:3], strict=True):
-            start = offset - low
-            spread.append((start, size - start - ((outputs - 1) * stride + 1), stride - 1))
-        won = jnp.where(winners == k, cotangent, 0)
-        gradient = gradient + lax.pad(won, jnp.zeros((), cotangent.dtype), [*spread, (0, 0, 0)])
-    return (gradient,)
+    winners, like = residuals
+    height, width = like.shape[1:]
+    edges = _pooling((0, height, width, 0), window, stride, padding, ceil_mode)[2][1:3]
+
+    @custom_vmap
+    def backward(winners: Array, cotangent: Array) -> Array:
+        gradient = jnp.zeros((), cotangent.dtype)
+        for k, corner in enumerate(itertools.product(range(window), repeat=2)):
+            spread = [(0, 0, 0)]
+            for offset, size, (low, _), outputs in zip(corner, (height, width), edges, winners.shape[1:3], strict=True):
+                start = offset - low
+                spread.append((start, size - start - ((outputs - 1) * stride + 1), stride - 1))
+            won = jnp.where(winners == k, cotangent, 0)
+            gradient = gradient + lax.pad(won, jnp.zeros((), cotangent.dtype), [*spread, (0, 0, 0)])
+        return gradient
+
+    @backward.def_vmap
+    def _(axis_size: int, in_batched, winners: Array, cotangent: Array):
+        if in_batched == [False, True] and features_last(axis_size):
+            return _max_pool_gathered(window, stride, (height, width), edges, winners, cotangent), True
+        axes = [0 if batched else None for batched in in_batched]
+        return jax.vmap(backward.fun, axes)(winners, cotangent), True
+
+    return (backward(winners, cotangent),)
+
+
+def _max_pool_gathered(window: int, stride: int, sizes, edges, winners: Array, cotangents: Array) -> Array:
+    """For many features: each element adds up what the few windows that it may have won have got: (F, N, H, W, C)."""
+    features, images, *outputs, channels = cotangents.shape
+    table = jnp.moveaxis(cotangents, 0, -1).reshape(-1, features)
+    table = jnp.concatenate([table, jnp.zeros((1, features), table.dtype)])
+    place = jnp.arange(len(table) - 1, dtype=jnp.int32).reshape(winners.shape)
+    gradient = jnp.zeros((), table.dtype)
+    for back in itertools.product(range(-(-window // stride)), repeat=2):
+        axes = []
+        for axis in (0, 1):
+            element = np.arange(sizes[axis]) + edges[axis][0]
+            at = element // stride - back[axis]
+            offset = element - at * stride
+            axes.append(
+                (np.clip(at, 0, outputs[axis] - 1), offset, (at >= 0) & (at < outputs[axis]) & (offset < window))
+            )
+        (y, a, in_y), (x, b, in_x) = axes
+        k = np.where(in_y[:, None] & in_x, a[:, None] * window + b, -1)[..., None]
+        won = winners[:, y[:, None], x].astype(jnp.int32) == k
+        gradient = gradient + table[jnp.where(won, place[:, y[:, None], x], len(table) - 1).reshape(-1)]
+    return jnp.moveaxis(gradient.reshape(images, *sizes, channels, features), -1, 0)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -8,17 +8,18 @@ saturates or underflows, as it would with the absolute weights.
 from __future__ import annotations
 
 import functools
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.criteria import criterion
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import gradients, scored_layers
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
+from jaxcircuits.ops import patches
 from jaxcircuits.taps import Network, ones
 
 
@@ -50,11 +51,21 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     touched = directions.reshape(len(directions), layer.groups, -1).any(-1)
     kinds, kind = np.unique(touched, axis=0, return_inverse=True)
     everything = np.repeat(kinds, layer.outputs // layer.groups, axis=1).astype(np.float32)
-    found = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
-    masks = {name: found[name][kind.reshape(-1)] for name in layers}
-    if features.layer in masks:
-        masks[features.layer] &= jnp.asarray(directions)[:, None, :]
-    return masks
+    known = _KNOWN.setdefault(network, {})
+    key = features.layer, layers, kinds.tobytes()
+    if key not in known:
+        known[key] = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
+    return _per_feature(features.layer, known[key], jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
+
+
+# what was found for all features of a layer at once; it does not depend on weights
+_KNOWN: weakref.WeakKeyDictionary[Network, dict] = weakref.WeakKeyDictionary()
+
+
+@functools.partial(jax.jit, static_argnames="target")
+def _per_feature(target: str, found: Masks, kind: Array, directions: Array) -> Masks:
+    masks = {name: mask[kind] for name, mask in found.items()}
+    return masks | ({target: masks[target] & directions[:, None, :]} if target in masks else {})
 
 
 def effective_kernels(
@@ -88,13 +99,13 @@ def _on_path(
     positive = ones(network, variables, masks)
     image = jnp.ones((1, *network.image_shape))
     found = gradients(network, positive, target, layers, image, directions, jnp.ones_like, pinned=True)
-    signed = criterion("snip", "none")  # nothing is negative here, so that no path cancels another
     reached = {}
     for name in layers:
-        layer, x = network.layers[name], found.inputs[name]
-        if name == target:
-            statistic = signed.target(layer, x, found.cotangents, directions, layer.weight(positive))
-        else:
-            statistic = signed.inner(layer, x, found.outputs[name], layer.weight(positive))
-        reached[name] = statistic > 0
+        layer = network.layers[name]
+        seen = patches(layer, found.inputs[name]).sum(2)[0]
+        seen = seen.reshape(len(seen), layer.groups, -1)
+        g = found.cotangents[..., None] * directions[:, None, None] if name == target else found.outputs[name]
+        # nothing is negative here, so that no path cancels another
+        g = g.reshape(len(directions), len(seen), layer.groups, -1)
+        reached[name] = jnp.einsum("pgi,fpgo->figo", seen, g).reshape(-1, layer.inputs, layer.outputs) > 0
     return reached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,16 +16,22 @@ from jax import Array
 from jaxcircuits.chunks import chunk_size, in_chunks
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, Criterion
 from jaxcircuits.criteria import criterion as find_criterion
+from jaxcircuits.criteria.common import Statistic
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features, Place, cotangents, place_weights
 from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.layers import Masks
 from jaxcircuits.model import Model
+from jaxcircuits.ops import features_last
 from jaxcircuits.paths import relevant
 from jaxcircuits.taps import Network
 
 # as `jax.default_matmul_precision` calls them
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+
+
+Sums = dict[str, Array]
 
 
 class Record(NamedTuple):
@@ -67,6 +74,21 @@ class Plan(NamedTuple):
     criterion: Criterion
     objective: str
     place: Place
+    on_support: bool
+
+    def statistic(self, name: str) -> Statistic:
+        """How this layer's sum is made."""
+        layer = self.network.layers[name]
+        if name == self.target:
+            return self.criterion.target
+        gathered = self.on_support and layer.kind == "conv" and layer.groups == 1
+        return self.criterion.on_support if gathered else self.criterion.dense
+
+    def nothing(self, features: int) -> Sums:
+        """The sums over no images."""
+        return {
+            name: jnp.zeros(self.statistic(name).shape(self.network.layers[name], features)) for name in self.layers
+        }
 
 
 def score(
@@ -122,8 +144,9 @@ def score(
         record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
         return Scores(values, possible, chosen, record)
     rule = find_criterion(criterion, absolute)
-    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place)
     chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
+    gather = features_last(min(chunk, len(features)))
+    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, gather)
     with jax.default_matmul_precision(PRECISIONS[precision]):
         parts = [
             _over_images(plan, model, images, number, part, batch, progress) for part in in_chunks(features, chunk)
@@ -147,6 +170,10 @@ def check_options(criterion: str, absolute: str, precision: str, chunk: int | No
             raise InputError(f"{name} is {size}; expected at least 1")
 
 
+# the plans and numbers of features whose last step is compiled
+_FINISHED: weakref.WeakKeyDictionary[Network, set] = weakref.WeakKeyDictionary()
+
+
 def _over_images(
     plan: Plan, model: Model, images, number: int, features: Features, batch: int, progress: Callable[[int], object]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -155,19 +182,18 @@ def _over_images(
     possible = relevant(network, variables, features, plan.layers)
     directions = jnp.asarray(features.matrix(network.layers[plan.target].outputs))
     places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
-    total, done = None, 0
+    total, done = plan.nothing(len(features)), 0
+    finish = functools.partial(_finish, plan, possible=possible, number=jnp.float32(number))
+    if (ready := (plan, len(features))) not in (seen := _FINISHED.setdefault(network, set())):
+        # of zeros, so that nothing is left to compile after the first images
+        finish(total, variables, directions)
+        seen.add(ready)
     for block, real in batches(images, batch):
         given = jnp.asarray(places[done : done + batch])
-        arguments = variables, directions, given, jnp.asarray(block), jnp.int32(real)
-        if total is None:
-            shapes = jax.eval_shape(functools.partial(_statistics, plan), *arguments)
-            total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            # of zeros, so that nothing is left to compile after the first images
-            _finish(plan, total, variables, possible, jnp.float32(number))
-        total = _step(plan, total, *arguments)
+        total = _step(plan, total, variables, directions, given, jnp.asarray(block), jnp.int32(real))
         done += real
         progress(real * len(features))
-    return _finish(plan, total, variables, possible, jnp.float32(number)), possible
+    return finish(total, variables, directions), possible
 
 
 def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Array]:
@@ -177,36 +203,36 @@ def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Arr
     return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
 
 
-def _statistics(
-    plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array
-) -> dict[str, Array]:
-    """The criterion's statistic of each layer, summed over the first `real` images of a block."""
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
+def _step(plan: Plan, total: Sums, variables, directions: Array, places: Array, images: Array, real: Array) -> Sums:
+    """Each layer's sum with the first `real` of some more images."""
     counts = (jnp.arange(len(images)) < real)[:, None, None]
 
     def objective(maps: Array) -> Array:
         where = place_weights(plan.place, maps, places)
         return cotangents(plan.objective, maps, where) * counts
 
-    found = gradients(plan.network, variables, plan.target, plan.layers, images, directions, objective)
-    statistics = {}
+    arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
+    found = gradients(*arguments, on_support=plan.on_support)
+    sums = {}
     for name in plan.layers:
         layer, x = plan.network.layers[name], found.inputs[name]
-        w = layer.weight(variables)
         if name == plan.target:
-            statistics[name] = plan.criterion.target(layer, x, found.cotangents, directions, w)
+            seen = (found.cotangents, directions)
+        elif name in found.supports:
+            seen = (found.outputs[name], found.supports[name])
         else:
-            statistics[name] = plan.criterion.inner(layer, x, found.outputs[name], w)
-    return statistics
-
-
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
-def _step(plan: Plan, total, variables, directions: Array, places: Array, images: Array, real: Array):
-    new = _statistics(plan, variables, directions, places, images, real)
-    return jax.tree.map(jnp.add, total, new)
+            seen = (found.outputs[name],)
+        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, layer.weight(variables))
+    return sums
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _finish(plan: Plan, total, variables, possible: dict[str, Array], number: Array) -> dict[str, Array]:
-    weights = {name: plan.network.layers[name].weight(variables) for name in total}
-    scores = {name: plan.criterion.finish(total[name], weights[name], number) for name in total}
-    return {name: jnp.where(possible[name], scores[name], 0) for name in total}
+def _finish(plan: Plan, total: Sums, variables, directions: Array, possible: Masks, number: Array) -> dict[str, Array]:
+    scores = {}
+    for name in plan.layers:
+        layer = plan.network.layers[name]
+        own = (directions,) if name == plan.target else ()
+        found = plan.statistic(name).finish(total[name], layer, *own, layer.weight(variables), number)
+        scores[name] = jnp.where(possible[name], found, 0)
+    return scores

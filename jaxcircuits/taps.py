@@ -6,9 +6,9 @@ Both go through the module's own `sow` and `perturb`, so that they work under `n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import Array, lax
 
+from jaxcircuits import sparse
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
 
-TAPS, PROBES, PINNED = "jaxcircuits_taps", "jaxcircuits_probes", "jaxcircuits_pinned"
+TAPS, PROBES, PINNED, SUPPORTS = (f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports"))
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
 
@@ -40,6 +41,7 @@ class Network:
         images: Array,
         probes: Mapping[str, Array] | None = None,
         *,
+        supports: Mapping[str, Array] | None = None,
         pinned: bool = False,
     ) -> dict[str, Array]:
         """One forward pass.
@@ -48,6 +50,8 @@ class Network:
             variables: of the module, possibly with masked weights.
             images: (N, H, W, 3).
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
+            supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
+                many features is then computed from there alone.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
                 underflows, and a gradient is non-zero exactly where a path leads.
@@ -56,13 +60,16 @@ class Network:
             {layer: its input, (N, H, W, C)}. Under `jit`, whatever the caller does not use is never computed.
         """
         given = {
-            (*self.layers[name].path, "probe"): probe.reshape(len(images), *self.layers[name].output_shape)
+            (PROBES, *self.layers[name].path, "probe"): probe.reshape(len(images), *self.layers[name].output_shape)
             for name, probe in (probes or {}).items()
         }
-        variables = {**variables, PROBES: traverse_util.unflatten_dict(given)}
+        # as variables, because nn.jit must see them
+        given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (supports or {}).items()}
+        variables = {**variables, **traverse_util.unflatten_dict(given)}
         # nn.jit caches its traces by the mutable collections, not by interceptors: a pinned run needs one of its own
         collections = [TAPS, PINNED] if pinned else [TAPS]
-        with nn.intercept_methods(_tap), nn.intercept_methods(_pin) if pinned else nullcontext():
+        inner = _pin if pinned else functools.partial(_on_support, self.layers)
+        with nn.intercept_methods(_tap), nn.intercept_methods(inner):
             _, state = self.module.apply(variables, images, mutable=collections, **dict(self.options))
         taps: dict = traverse_util.flatten_dict(state[TAPS])
         return {
@@ -88,6 +95,16 @@ def _tap(call, args, kwargs, context):
     context.module.sow(TAPS, "input", x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     probed = context.module.has_variable(PROBES, "probe")
     return context.module.perturb("probe", y, collection=PROBES) if probed else y
+
+
+def _on_support(layers: Mapping[str, Layer], call, args, kwargs, context):
+    module = context.module
+    if not _layer_call(context) or not module.has_variable(SUPPORTS, "on"):
+        return call(*args, **kwargs)
+    x, parameters = args[0] if args else kwargs["inputs"], module.variables["params"]
+    layer = layers[".".join(module.path)]
+    y = sparse.convolution(layer, x, parameters["kernel"], module.get_variable(SUPPORTS, "on"))
+    return y + parameters["bias"] if "bias" in parameters else y
 
 
 def _pin(call, args, kwargs, context):

@@ -1,18 +1,14 @@
 """Saliency criteria: each turns what a layer saw, and how the feature depends on what it said, into kernel scores.
 
-A criterion over images is three pure functions. Their statistics add up over images, so that scores do not depend on
+A criterion over images is a few pure functions. Their statistics add up over images, so that scores do not depend on
 how images are batched.
 
 Shapes: N images, F features, P positions, K weights of a kernel, I O input and output channels.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-from jax import Array
-
 from jaxcircuits.criteria import actgrad, snip
 from jaxcircuits.criteria.baselines import magnitude, random
+from jaxcircuits.criteria.common import Criterion
 from jaxcircuits.errors import InputError
 
 ABSOLUTE = ("per_image", "whole_set", "none")
@@ -21,21 +17,6 @@ BASELINES = {"magnitude": magnitude, "random": random}
 CRITERIA = (*OVER_IMAGES, *BASELINES)
 
 __all__ = ["ABSOLUTE", "BASELINES", "CRITERIA", "OVER_IMAGES", "Criterion", "criterion"]
-
-
-class Criterion(NamedTuple):
-    """One criterion with its options.
-
-    Attributes:
-        inner: (layer, x (N, H, W, C), g (F, N, P, O), w (K, I, O)) -> statistic of a layer before the feature's.
-        target: (layer, x (N, H, W, C), c (F, N, P), d (F, O), w (K, I, O)) -> statistic of the feature's own layer,
-            whose output gradient is the outer product of c and d.
-        finish: (summed statistic, w (K, I, O), N) -> scores (F, I, O).
-    """
-
-    inner: Callable[..., Array]
-    target: Callable[..., Array]
-    finish: Callable[..., Array]
 
 
 def criterion(name: str, absolute: str = "per_image") -> Criterion:
@@ -47,4 +28,4 @@ def criterion(name: str, absolute: str = "per_image") -> Criterion:
     room = OVER_IMAGES[name]
     if absolute not in room.CRITERIA:
         raise InputError(f"{name} has no absolute={absolute!r}; expected one of {', '.join(room.CRITERIA)}")
-    return Criterion(*room.CRITERIA[absolute])
+    return room.CRITERIA[absolute]

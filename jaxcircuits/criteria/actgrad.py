@@ -14,6 +14,7 @@ References:
     for kernels and features: Hamblin, Konkle, Alvarez (arXiv 2206.01627).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,15 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxcircuits import sparse
+from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
 from jaxcircuits.ops import patches
 
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
-
-
-def _same(a: Array) -> Array:
-    return a
 
 
 def _by_output(part, layer: Layer, x: Array, w: Array, dot) -> tuple[Callable[..., Array], Array, Array]:
@@ -51,27 +50,68 @@ def _by_output(part, layer: Layer, x: Array, w: Array, dot) -> tuple[Callable[..
     return group, seen, w
 
 
-def _inner(part, layer: Layer, x: Array, g: Array, w: Array) -> Array:
-    features, positions = g.shape[0], g.shape[2]
-    g = part(g).reshape(features, len(x), positions, layer.groups, -1)
+def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+    """(O, F, I)"""
+    g = part(g).reshape(*g.shape[:3], layer.groups, -1)
     group, seen, w = _by_output(part, layer, x, w, lambda a, g: jnp.einsum("fnp,npi->fi", g, a))
     scores = jax.vmap(group, in_axes=(0, 2, 0))(seen, w, g.transpose(3, 4, 0, 1, 2))  # (G, O/G, F, I)
-    return scores.transpose(2, 3, 0, 1).reshape(features, layer.inputs, layer.outputs) / positions
+    return total + scores.reshape(layer.outputs, -1, layer.inputs) / g.shape[2]
 
 
-def _target(part, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
-    group, seen, w = _by_output(part, layer, x, w, lambda a: jnp.einsum("fnp,npi->fi", part(c), a))
-    scores = jax.vmap(group, in_axes=(0, 2))(seen, w)
-    scores = scores.transpose(2, 3, 0, 1).reshape(len(d), layer.inputs, layer.outputs)
-    return scores * part(d)[:, None] / c.shape[2]
+def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return total.transpose(1, 2, 0) / images
 
 
-def _mean(total: Array, w: Array, images: Array) -> Array:
-    return total / images
+def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
+    """The same from the places where an output channel has a gradient at all: (O, I, F)."""
+    seen = patches(layer, x)
+    seen, weights = seen.reshape(-1, *seen.shape[2:]), w.transpose(2, 0, 1)
+
+    def contributions(places: Array, o: Array) -> Array:
+        here = lax.optimization_barrier(seen[places])  # or every weight would look its place up again
+        return part(sparse.sum_products(here.swapaxes(0, 1), weights[o][:, None]))
+
+    return sparse.add_by_output(total, on, g, contributions, left=part, together=True)
 
 
-def _variant(part):
-    return partial(_inner, part), partial(_target, part), _mean
+def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return total.transpose(2, 1, 0) / (images * math.prod(layer.positions))
 
 
-CRITERIA = {"per_image": _variant(jnp.abs), "none": _variant(_same)}
+def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
+    """(O, F, I) for a gradient of 1 at each output channel that a feature touches."""
+    seen = patches(layer, x)
+    seen = jnp.moveaxis(seen.reshape(*seen.shape[:3], layer.groups, layer.inputs), 3, 0)
+    weights = w.transpose(2, 0, 1)
+    touched = (d != 0).any(0)
+    channels = jnp.argsort(~touched)  # those touched come first
+
+    def add(j: Array, total: Array) -> Array:
+        o = channels[j]
+        a = part(jnp.einsum("npki,ki->npi", seen[o // (layer.outputs // layer.groups)], weights[o]))
+        return total.at[o].add(jnp.einsum("fnp,npi->fi", part(c), a) / c.shape[2])
+
+    return lax.fori_loop(0, touched.sum(), add, total)
+
+
+def _finish_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
+    return total.transpose(1, 2, 0) * part(d)[:, None] / images
+
+
+def _dense_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return layer.outputs, features, layer.inputs
+
+
+def _on_support_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return layer.outputs, layer.inputs, features
+
+
+def _criterion(part) -> Criterion:
+    return Criterion(
+        dense=Statistic(_dense_shape, partial(_dense, part), _finish_dense),
+        on_support=Statistic(_on_support_shape, partial(_on_support, part), _finish_on_support),
+        target=Statistic(_dense_shape, partial(_target, part), partial(_finish_target, part)),
+    )
+
+
+CRITERIA = {"per_image": _criterion(jnp.abs), "none": _criterion(same)}

@@ -11,76 +11,131 @@ References:
     for features: Hamblin, Konkle, Alvarez, "Pruning for Feature-Preserving Circuits in CNNs" (arXiv 2206.01627).
 """
 
+import math
 from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxcircuits import sparse
+from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
 from jaxcircuits.ops import patches
 
 
-def _inner(reduce, layer: Layer, x: Array, g: Array, w: Array) -> Array:
-    """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature after another, reduced before the next."""
-    n = len(x)
+def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+    """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature after another, reduced before the next: (F, O, I)"""
+    n, features = len(x), g.reshape(len(g), len(x), -1, layer.groups, layer.outputs // layer.groups)
     seen = patches(layer, x)
     seen = seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
-    out = "" if reduce is not _per_image else "n"
+    weights = w.transpose(2, 0, 1)  # (O, k, I): a mean over k then runs over near memory, faster on a CPU
 
     def one(g: Array) -> Array:
-        split = g.reshape(n, -1, layer.groups, layer.outputs // layer.groups)
-        gradient = jnp.einsum(f"npgo,npkgi->{out}goki", split, seen)
-        return reduce(gradient.reshape(-1, layer.outputs, *seen.shape[2:3], layer.inputs), _by_output(w))
+        gradient = jnp.einsum("npgo,npkgi->ngoki", g, seen).reshape(n, *weights.shape)
+        return part(gradient * weights).mean(2).sum(0)
 
-    return lax.map(one, g)
+    return total + lax.map(one, features)
 
 
-def _target(reduce, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
-    """The output gradient is c * d, so D[n,o,k,i] = d[o] sum_p c[n,p] patches[n,p,k,i]."""
+def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+    """sum_n D: (F, O, k, I)."""
+    features = g.reshape(len(g), len(x), -1, layer.groups, layer.outputs // layer.groups)
     seen = patches(layer, x)
-    groups = jnp.repeat(jnp.arange(layer.groups), layer.outputs // layer.groups)
-
-    def one(feature: tuple[Array, Array]) -> Array:
-        c, d = feature
-        shared = jnp.einsum("npkc,np->nkc", seen, c).reshape(len(x), -1, layer.groups, layer.inputs)
-        if reduce is not _per_image:
-            shared = shared.sum(0, keepdims=True)
-        return reduce(jnp.moveaxis(shared[:, :, groups], 1, 2) * d[:, None, None], _by_output(w))
-
-    return lax.map(one, (c, d))
+    seen = seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
+    gradient = lax.map(lambda g: jnp.einsum("npgo,npkgi->goki", g, seen), features)
+    return total + gradient.reshape(len(g), layer.outputs, *w.shape[:2])
 
 
-def _by_output(w: Array) -> Array:
-    """(k, I, O) -> (O, k, I): a mean over k then runs over near memory, several times faster on a CPU."""
-    return w.transpose(2, 0, 1)
+def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return total.swapaxes(1, 2) / images
 
 
-def _per_image(gradient: Array, w: Array) -> Array:
-    return jnp.abs(gradient * w).mean(2).sum(0).T
+def _finish_dense_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    weights = w.transpose(2, 0, 1)
+    return lax.map(lambda gradient: jnp.abs(gradient * weights).mean(1).T, total) / images
 
 
-def _whole_set(gradient: Array, w: Array) -> Array:
-    return gradient.sum(0)
+def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
+    """The same for one output channel after another, from the places where it has a gradient at all: (O, I, F)."""
+    right, weights = _gathered(layer, x), w.transpose(2, 0, 1)
+
+    def finish(product: Array, o: Array) -> Array:
+        return _mean_over_weights(part, product, weights[o])
+
+    return sparse.add_by_output(total, on, g, right, finish=finish, together=False)
 
 
-def _signed(gradient: Array, w: Array) -> Array:
-    return (gradient * w).mean(2).sum(0).T
+def _on_support_whole_set(total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
+    """sum_n D: (O, k I, F)."""
+    return sparse.add_by_output(total, on, g, _gathered(layer, x), together=True)
 
 
-def _mean(total: Array, w: Array, images: Array) -> Array:
-    return total / images
+def _gathered(layer: Layer, x: Array):
+    seen = patches(layer, x)
+    seen = seen.reshape(seen.shape[0] * seen.shape[1], -1)
+    return lambda places, _: seen[places]
 
 
-def _mean_of_whole_set(total: Array, w: Array, images: Array) -> Array:
-    return lax.map(lambda gradient: jnp.abs(gradient * _by_output(w)).mean(1).T, total) / images
+def _mean_over_weights(part, gradient: Array, w: Array) -> Array:
+    """Mean over k of part(gradient (k I, F) * w (k, I)): (I, F)."""
+    return sparse.sum_products(gradient.reshape(*w.shape, -1), w[..., None], part) / len(w)
 
 
-def _variant(reduce, finish):
-    return partial(_inner, reduce), partial(_target, reduce), finish
+def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return total.transpose(2, 1, 0) / images
+
+
+def _finish_on_support_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    scores = lax.map(lambda channel: _mean_over_weights(jnp.abs, *channel), (total, w.transpose(2, 0, 1)))
+    return scores.transpose(2, 1, 0) / images
+
+
+def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
+    """The output gradient is c * d, so D[n,o,k,i] = d[o] C[n,k,i], C = sum_p c[n,p] patches[n,p,k,i]: (F, k, C)."""
+    return total + part(jnp.einsum("npki,fnp->nfki", patches(layer, x), c)).sum(0)
+
+
+def _finish_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
+    total = part(total).reshape(*total.shape[:2], layer.groups, layer.inputs)
+    split = part(w).reshape(*w.shape[:2], layer.groups, -1)
+    scores = jnp.einsum("fkgi,kigo->figo", total, split).reshape(len(d), layer.inputs, layer.outputs)
+    return scores * part(d)[:, None] / (len(w) * images)
+
+
+def _dense_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return features, layer.outputs, layer.inputs
+
+
+def _dense_whole_set_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return features, layer.outputs, math.prod(layer.window), layer.inputs
+
+
+def _on_support_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return layer.outputs, layer.inputs, features
+
+
+def _on_support_whole_set_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return layer.outputs, math.prod(layer.window) * layer.inputs, features
+
+
+def _target_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return features, math.prod(layer.window), layer.inputs * layer.groups
+
+
+def _summed(part) -> Criterion:
+    return Criterion(
+        dense=Statistic(_dense_shape, partial(_dense, part), _finish_dense),
+        on_support=Statistic(_on_support_shape, partial(_on_support, part), _finish_on_support),
+        target=Statistic(_target_shape, partial(_target, part), partial(_finish_target, part)),
+    )
 
 
 CRITERIA = {
-    "per_image": _variant(_per_image, _mean),
-    "whole_set": _variant(_whole_set, _mean_of_whole_set),
-    "none": _variant(_signed, _mean),
+    "per_image": _summed(jnp.abs),
+    "whole_set": Criterion(
+        dense=Statistic(_dense_whole_set_shape, _dense_whole_set, _finish_dense_whole_set),
+        on_support=Statistic(_on_support_whole_set_shape, _on_support_whole_set, _finish_on_support_whole_set),
+        target=Statistic(_target_shape, partial(_target, same), partial(_finish_target, jnp.abs)),
+    ),
+    "none": _summed(same),
 }

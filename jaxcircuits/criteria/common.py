@@ -1,0 +1,42 @@
+"""What a criterion over images consists of."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from jaxcircuits.layers import Layer
+
+
+class Statistic(NamedTuple):
+    """A sum over images, and the scores made of it; its shape and what it is made from are each criterion's own.
+
+    Attributes:
+        shape: (layer, F) -> the shape of a sum.
+        add: (sum, layer, ...) -> the sum with some more images; the rest stands in `Criterion`.
+        finish: (sum, layer, ..., N) -> scores (F, I, O).
+    """
+
+    shape: Callable[[Layer, int], tuple[int, ...]]
+    add: Callable[..., Array]
+    finish: Callable[..., Array]
+
+
+class Criterion(NamedTuple):
+    """One criterion with its options: sums for three kinds of layers.
+
+    Attributes:
+        dense: of a layer before the feature's. Added are x (N, H, W, C), g (F, N, P, O) and w (K, I, O); w finishes.
+        on_support: the same from the places where g is not zero. Added are x, g, on (N, P, O) bool and w.
+        target: of the feature's own layer, whose output gradient is the outer product of c (F, N, P) and d (F, O).
+            Added are x, c, d and w; d and w finish.
+    """
+
+    dense: Statistic
+    on_support: Statistic
+    target: Statistic
+
+
+def same(a: Array) -> Array:
+    """What stands in place of an absolute value where signs are kept."""
+    return a

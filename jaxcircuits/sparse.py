@@ -1,0 +1,216 @@
+"""Products on the support that all features of an image share.
+
+The gradient of any feature at a layer's output can be non-zero only where the ReLU behind it is on and, before a
+max-pool, where the position won: the same few places for all features of an image. Of the products that make weight
+and input gradients only those places are gathered and multiplied; what is left out is exactly zero.
+
+Shapes: N images, F features, P positions, K weights of a kernel, I O input and output channels; L places of a list.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+
+from jaxcircuits.layers import Layer
+
+# Lists are padded to one of a few lengths, each so many times the one before; what is longer is cut into pieces.
+SHORTEST, RATIO, LONGEST = 16, 1.6, 1024
+# Terms of a sum that are written out.
+MOST_TERMS = 64
+
+
+class Lists(NamedTuple):
+    """Where each row of a table is true: the columns (R, C), in order, then whatever; and how many (R,)."""
+
+    columns: Array
+    counts: Array
+
+
+def lists(on: Array) -> Lists:
+    """Lists of a table (R, C) bool."""
+    rows, columns = on.shape
+    block = 64
+    padded = jnp.pad(on, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
+    # a running count as a product with a triangle: many times faster on a CPU than cumsum, and exact
+    within = (padded.astype(jnp.float32) @ jnp.triu(jnp.ones((block, block)))).astype(jnp.int32)
+    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
+    place = (within + before[..., None]).reshape(rows, -1)[:, :columns] - 1
+    every = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), on.shape)
+    empty = jnp.zeros(on.shape, jnp.int32)
+    r = jnp.arange(rows)[:, None]
+    found = empty.at[r, jnp.where(on, place, columns)].set(every, mode="drop", unique_indices=True)
+    return Lists(found, within[..., -1].sum(1))
+
+
+def products(
+    found: Lists, segments: Array, pair: Callable[[Array, Array, Array], tuple[Array, Array]]
+) -> Callable[[Array], Array]:
+    """A function of a row r: the sum over its places of outer(right, left), (J, F).
+
+    Args:
+        found: the lists.
+        segments: (R, S), the lists that make up a row's places one after another; negative for none.
+        pair: (which segment s, which list q, which column c, all (L,)) -> left (L, F), right (L, J).
+    """
+    counts = jnp.where(segments < 0, 0, found.counts[segments])
+    ends = jnp.cumsum(counts, axis=1)
+    totals, possible = ends[:, -1], segments.shape[1] * found.columns.shape[1]
+    lengths = [SHORTEST]
+    while lengths[-1] < min(possible, LONGEST):
+        lengths.append(math.ceil(lengths[-1] * RATIO / 8) * 8)
+    lengths[-1] = min(possible, LONGEST)
+
+    def of_length(length: int):
+        def piece(r: Array, start: Array) -> Array:
+            j = start + jnp.arange(length)
+            s = (j[:, None] >= ends[r, :-1]).sum(1, dtype=jnp.int32)
+            q = segments[r][s]
+            column = jnp.minimum(j - (ends[r] - counts[r])[s], found.columns.shape[1] - 1)
+            left, right = pair(s, q, found.columns[q, column])
+            return right.T @ jnp.where((j < totals[r])[:, None], left, 0)
+
+        return piece
+
+    pieces = [of_length(length) for length in lengths]
+
+    def row(r: Array) -> Array:
+        whole = totals[r] // lengths[-1] if possible > LONGEST else jnp.int32(0)
+        rest = totals[r] - whole * lengths[-1]
+        size = jnp.searchsorted(jnp.asarray(lengths), rest)
+        product = lax.switch(size, pieces, r, whole * lengths[-1])
+        if possible > LONGEST:
+            add = lambda i, total: total + pieces[-1](r, i * lengths[-1])  # noqa: E731
+            product = lax.fori_loop(0, whole, add, product)
+        return product
+
+    return row
+
+
+def sum_products(a: Array, b: Array, part: Callable[[Array], Array] = lambda a: a) -> Array:
+    """sum_k part(a[k] * b[k]) over a kernel's weights, term by term: on a CPU many times faster than over an axis."""
+    if len(a) > MOST_TERMS:
+        return part(a * b).sum(0)
+    return functools.reduce(jnp.add, (part(a[k] * b[k]) for k in range(len(a))))
+
+
+def as_table(g: Array) -> Array:
+    """Gradients (F, N, P, O) as a table (N*P*O, F): what belongs to one place lies together."""
+    return jnp.moveaxis(g, 0, -1).reshape(-1, len(g))
+
+
+def add_by_output(
+    total: Array,
+    on: Array,
+    g: Array,
+    right: Callable[[Array, Array], Array],
+    *,
+    left: Callable[[Array], Array] = lambda g: g,
+    finish: Callable[[Array, Array], Array] = lambda product, o: product,
+    together: bool,
+) -> Array:
+    """To total[o], for each output channel o, add finish(sum of outer(right, left) over the places n, p, o).
+
+    Args:
+        total: (O, ...); as the carry of a loop it is updated in place.
+        on: (N, P, O) bool, where gradients can be non-zero.
+        g: the gradients (F, N, P, O).
+        right: (places n * P + p (L,), o) -> (L, J).
+        left: of the gradients of all features at these places (L, F).
+        finish: ((J, F), o) -> what is wanted of the product while it is in the cache.
+        together: sum over all images before `finish`, or over each one's places alone and then what `finish` makes.
+    """
+    images, positions, outputs = on.shape
+    table = as_table(g)
+    rows = np.arange(outputs)[:, None] + np.arange(images) * outputs
+
+    def pair(_, q: Array, p: Array) -> tuple[Array, Array]:
+        places = q // outputs * positions + p
+        return left(table[places * outputs + q % outputs]), right(places, q[0] % outputs)
+
+    found = lists(on.transpose(0, 2, 1).reshape(-1, positions))
+    row = products(found, jnp.asarray(rows if together else rows.reshape(-1, 1), jnp.int32), pair)
+    each = 1 if together else images
+
+    def add(r: Array, total: Array) -> Array:
+        o = r // each
+        return total.at[o].add(finish(row(r), o))
+
+    return lax.fori_loop(0, outputs * each, add, total)
+
+
+def _receptive(layer: Layer) -> np.ndarray:
+    """The output positions (H*W, K) that see each input position through each weight; -1 where there is none."""
+    axes = []
+    for axis, size in enumerate(layer.input_maps[:2]):
+        offset = np.arange(layer.window[axis]) * layer.dilation[axis]
+        start, rest = np.divmod(np.arange(size)[:, None] + layer.padding[axis][0] - offset, layer.strides[axis])
+        axes.append(np.where((rest == 0) & (start >= 0) & (start < layer.positions[axis]), start, -1))
+    y, x = axes[0][:, None, :, None], axes[1][None, :, None, :]
+    seen = np.where((y < 0) | (x < 0), -1, y * layer.positions[1] + x)
+    return seen.reshape(-1, math.prod(layer.window))
+
+
+def input_gradients(layer: Layer, kernel: Array, on: Array, g: Array) -> Array:
+    """Of a convolution: kernel (h, w, I, O), on (N, P, O), g (F, N, P, O) -> (F, N, H, W, I)."""
+    images, positions, outputs = on.shape
+    table, weights = as_table(g), kernel.transpose(0, 1, 3, 2).reshape(-1, layer.inputs)
+    seen = _receptive(layer)
+    rows = np.where(seen < 0, -1, seen + positions * np.arange(images)[:, None, None]).reshape(-1, seen.shape[1])
+
+    def pair(k: Array, q: Array, o: Array) -> tuple[Array, Array]:
+        return table[q * outputs + o], weights[k * outputs + o]
+
+    row = products(lists(on.reshape(-1, outputs)), jnp.asarray(rows, jnp.int32), pair)
+    gradient = lax.map(row, jnp.arange(len(rows)))  # (N*H*W, I, F)
+    return jnp.moveaxis(gradient.reshape(images, *layer.input_maps, len(g)), -1, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def convolution(layer: Layer, x: Array, kernel: Array, on: Array) -> Array:
+    """A convolution (N, H, W, C) -> (N, H', W', O) whose input gradient for many features is computed on the support.
+
+    `on` (N, P, O) must cover every place where a cotangent can be non-zero. Kernel gradients are not provided.
+    """
+    return _dense(layer, x, kernel)
+
+
+def _dense(layer: Layer, x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        layer.strides,
+        layer.padding,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _forward(layer: Layer, x: Array, kernel: Array, on: Array):
+    return _dense(layer, x, kernel), (kernel, on)
+
+
+def _backward(layer: Layer, residuals: tuple[Array, Array], g: Array):
+    @custom_vmap
+    def input_gradient(kernel: Array, on: Array, g: Array) -> Array:
+        image = jax.ShapeDtypeStruct((len(g), *layer.input_maps), g.dtype)
+        return jax.linear_transpose(lambda x: _dense(layer, x, kernel), image)(g)[0]
+
+    @input_gradient.def_vmap
+    def _(axis_size: int, in_batched, kernel: Array, on: Array, g: Array):
+        assert list(in_batched) == [False, False, True], "only gradients differ between features"
+        g = g.reshape(axis_size, *on.shape)
+        return input_gradients(layer, kernel, on, g), True
+
+    return input_gradient(*residuals, g), None, None
+
+
+convolution.defvjp(_forward, _backward)
