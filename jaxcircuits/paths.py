@@ -55,7 +55,8 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     key = features.layer, layers, kinds.tobytes()
     if key not in known:
         known[key] = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
-    return _per_feature(features.layer, known[key], jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
+    masks = _per_feature(features.layer, known[key], jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
+    return {name: masks[name] for name in layers}  # `jit` sorts dictionaries
 
 
 # what was found for all features of a layer at once; it does not depend on weights
