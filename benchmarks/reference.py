@@ -1,6 +1,7 @@
 """The baseline that does what the paper's program does: one feature at a time, everything from scratch."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,25 +22,29 @@ def snip(network: Convolutions, images: Tensor, channel: int, absolute: str) -> 
         weights = [convolution.weight for convolution in network.convolutions]
         return [(w * _gradient(w)).detach().abs().mean((2, 3)) / len(images) for w in weights]
 
-    return _summed(one(batch) for batch in batches)
+    return summed(one(batch) for batch in batches)
 
 
 def actgrad(network: Convolutions, images: Tensor, channel: int) -> Scores:
     """Every kernel's map is kept: a grouped convolution with one output for each pair (i, o), summed afterwards."""
 
     def one(image: Tensor) -> Scores:
-        x, maps = image, []
-        for stage, convolution in zip(network.stages, network.convolutions, strict=True):
-            x = stage(x)
-            maps.append(_kernel_maps(convolution, x))
-            maps[-1].retain_grad()
-            total = maps[-1].sum(1)
+        x, scores = image, [torch.empty(0)] * len(network.convolutions)
+
+        def keep(gradient: Tensor, maps: Tensor, number: int) -> None:
+            scores[number] = (maps.detach() * gradient).abs_().mean((0, 3, 4)).T / len(images)
+
+        for number, convolution in enumerate(network.convolutions):
+            x = network.stage(number, x)
+            maps = _kernel_maps(convolution, x)
+            maps.register_hook(functools.partial(keep, maps=maps, number=number))
+            total = maps.sum(1)
             # the value of the ordinary convolution, or rounding would switch a ReLU now and then
             x = total + (convolution(x) - total).detach()
         x[:, channel].abs().sum().backward()
-        return [(m * _gradient(m)).detach().abs().mean((0, 3, 4)).T / len(images) for m in maps]
+        return scores
 
-    return _summed(one(image) for image in images.split(1))
+    return summed(one(image) for image in images.split(1))
 
 
 def _kernel_maps(convolution: nn.Conv2d, x: Tensor) -> Tensor:
@@ -56,10 +61,11 @@ def _gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-def _summed(parts) -> Scores:
+def summed(parts: Iterable[Scores]) -> Scores:
+    """The sum of several images' scores."""
     total: Scores | None = None
     for part in parts:
-        total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        total = part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
     assert total is not None
     return total
 
@@ -81,10 +87,9 @@ def curve(network: Convolutions, images: Tensor, channel: int, masks: list[Score
 
 def run(what: str, network: Convolutions, images: Tensor, channels: tuple[int, ...]) -> Scores:
     """Scores of several features, (F, O, I) a layer."""
-    one: Callable[[int], Scores] = (
-        (lambda c: actgrad(network, images, c))
-        if what == "actgrad"
-        else (lambda c: snip(network, images, c, "whole_set" if what.endswith("whole_set") else "per_image"))
-    )
-    features = [one(channel) for channel in channels]
+    absolute = "whole_set" if what == "snip whole_set" else "per_image"
+    features = [
+        actgrad(network, images, channel) if what == "actgrad" else snip(network, images, channel, absolute)
+        for channel in channels
+    ]
     return [torch.stack(layer) for layer in zip(*features, strict=True)]

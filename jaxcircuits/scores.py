@@ -148,8 +148,10 @@ def score(
     gather = features_last(min(chunk, len(features)))
     plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, gather)
     with jax.default_matmul_precision(PRECISIONS[precision]):
+        weights = _weights(plan, model.variables)
         parts = [
-            _over_images(plan, model, images, number, part, batch, progress) for part in in_chunks(features, chunk)
+            _over_images(plan, model, weights, images, number, part, batch, progress)
+            for part in in_chunks(features, chunk)
         ]
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
     return Scores(values, possible, chosen, record)
@@ -175,7 +177,14 @@ _FINISHED: weakref.WeakKeyDictionary[Network, set] = weakref.WeakKeyDictionary()
 
 
 def _over_images(
-    plan: Plan, model: Model, images, number: int, features: Features, batch: int, progress: Callable[[int], object]
+    plan: Plan,
+    model: Model,
+    weights: dict[str, Array],
+    images,
+    number: int,
+    features: Features,
+    batch: int,
+    progress: Callable[[int], object],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Scores and relevant kernels {layer: (F, I, O)} of one chunk of features."""
     network, variables = plan.network, model.variables
@@ -186,14 +195,14 @@ def _over_images(
     finish = functools.partial(_finish, plan, possible=possible, number=jnp.float32(number))
     if (ready := (plan, len(features))) not in (seen := _FINISHED.setdefault(network, set())):
         # of zeros, so that nothing is left to compile after the first images
-        finish(total, variables, directions)
+        finish(total, weights, directions)
         seen.add(ready)
     for block, real in batches(images, batch):
         given = jnp.asarray(places[done : done + batch])
-        total = _step(plan, total, variables, directions, given, jnp.asarray(block), jnp.int32(real))
+        total = _step(plan, total, variables, weights, directions, given, jnp.asarray(block), jnp.int32(real))
         done += real
         progress(real * len(features))
-    return finish(total, variables, directions), possible
+    return finish(total, weights, directions), possible
 
 
 def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Array]:
@@ -203,8 +212,16 @@ def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Arr
     return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
 
 
+@functools.partial(jax.jit, static_argnames="plan")
+def _weights(plan: Plan, variables) -> dict[str, Array]:
+    """Of the scored layers, as criteria take them; made once for all images."""
+    return {name: plan.network.layers[name].weight_by_output(variables) for name in plan.layers}
+
+
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
-def _step(plan: Plan, total: Sums, variables, directions: Array, places: Array, images: Array, real: Array) -> Sums:
+def _step(
+    plan: Plan, total: Sums, variables, weights: Masks, directions: Array, places: Array, images: Array, real: Array
+) -> Sums:
     """Each layer's sum with the first `real` of some more images."""
     counts = (jnp.arange(len(images)) < real)[:, None, None]
 
@@ -223,16 +240,18 @@ def _step(plan: Plan, total: Sums, variables, directions: Array, places: Array, 
             seen = (found.outputs[name], found.supports[name])
         else:
             seen = (found.outputs[name],)
-        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, layer.weight(variables))
+        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, weights[name])
     return sums
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _finish(plan: Plan, total: Sums, variables, directions: Array, possible: Masks, number: Array) -> dict[str, Array]:
+def _finish(
+    plan: Plan, total: Sums, weights: Masks, directions: Array, possible: Masks, number: Array
+) -> dict[str, Array]:
     scores = {}
     for name in plan.layers:
         layer = plan.network.layers[name]
         own = (directions,) if name == plan.target else ()
-        found = plan.statistic(name).finish(total[name], layer, *own, layer.weight(variables), number)
+        found = plan.statistic(name).finish(total[name], layer, *own, weights[name], number)
         scores[name] = jnp.where(possible[name], found, 0)
     return scores

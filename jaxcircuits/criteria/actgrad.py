@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -31,31 +30,24 @@ from jaxcircuits.ops import patches
 BLOCK = 16
 
 
-def _by_output(part, layer: Layer, x: Array, w: Array, dot) -> tuple[Callable[..., Array], Array, Array]:
-    """A function of one group, its patches and its weights: dot(A[o], o's slice) for each of its output channels o.
-
-    A[o] is (N, P, I); a block of output channels is in memory at a time.
-    """
+def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
+    """A function of an output channel o: A[o] (N, P, I)."""
     seen = patches(layer, x)
     seen = jnp.moveaxis(seen.reshape(*seen.shape[:3], layer.groups, layer.inputs), 3, 0)
-    w = w.reshape(*w.shape[:2], layer.groups, -1)
-
-    def group(seen: Array, w: Array, *slices: Array) -> Array:
-        def one(channel):
-            w, *slices = channel
-            return dot(part(jnp.einsum("npki,ki->npi", seen, w)), *slices)
-
-        return lax.map(one, (jnp.moveaxis(w, -1, 0), *slices), batch_size=min(BLOCK, w.shape[-1]))
-
-    return group, seen, w
+    group = layer.outputs // layer.groups
+    return lambda o: jnp.einsum("npki,ki->npi", seen[o // group] if layer.groups > 1 else seen[0], w[o])
 
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """(O, F, I)"""
-    g = part(g).reshape(*g.shape[:3], layer.groups, -1)
-    group, seen, w = _by_output(part, layer, x, w, lambda a, g: jnp.einsum("fnp,npi->fi", g, a))
-    scores = jax.vmap(group, in_axes=(0, 2, 0))(seen, w, g.transpose(3, 4, 0, 1, 2))  # (G, O/G, F, I)
-    return total + scores.reshape(layer.outputs, -1, layer.inputs) / g.shape[2]
+    contributions = _contributions(layer, x, w)
+
+    def one(channel: tuple[Array, Array]) -> Array:
+        o, g = channel
+        return jnp.einsum("fnp,npi->fi", g, part(contributions(o)))
+
+    channels = jnp.arange(layer.outputs), jnp.moveaxis(part(g), -1, 0)
+    return total + lax.map(one, channels, batch_size=min(BLOCK, layer.outputs)) / g.shape[2]
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
@@ -65,11 +57,11 @@ def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
 def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
     """The same from the places where an output channel has a gradient at all: (O, I, F)."""
     seen = patches(layer, x)
-    seen, weights = seen.reshape(-1, *seen.shape[2:]), w.transpose(2, 0, 1)
+    seen = seen.reshape(-1, *seen.shape[2:])
 
     def contributions(places: Array, o: Array) -> Array:
         here = lax.optimization_barrier(seen[places])  # or every weight would look its place up again
-        return part(sparse.sum_products(here.swapaxes(0, 1), weights[o][:, None]))
+        return part(sparse.sum_products(here.swapaxes(0, 1), w[o][:, None]))
 
     return sparse.add_by_output(total, on, g, contributions, left=part, together=True)
 
@@ -80,16 +72,13 @@ def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> A
 
 def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
     """(O, F, I) for a gradient of 1 at each output channel that a feature touches."""
-    seen = patches(layer, x)
-    seen = jnp.moveaxis(seen.reshape(*seen.shape[:3], layer.groups, layer.inputs), 3, 0)
-    weights = w.transpose(2, 0, 1)
+    contributions = _contributions(layer, x, w)
     touched = (d != 0).any(0)
     channels = jnp.argsort(~touched)  # those touched come first
 
     def add(j: Array, total: Array) -> Array:
         o = channels[j]
-        a = part(jnp.einsum("npki,ki->npi", seen[o // (layer.outputs // layer.groups)], weights[o]))
-        return total.at[o].add(jnp.einsum("fnp,npi->fi", part(c), a) / c.shape[2])
+        return total.at[o].add(jnp.einsum("fnp,npi->fi", part(c), part(contributions(o))) / c.shape[2])
 
     return lax.fori_loop(0, touched.sum(), add, total)
 

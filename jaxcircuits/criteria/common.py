@@ -26,7 +26,7 @@ class Criterion(NamedTuple):
     """One criterion with its options: sums for three kinds of layers.
 
     Attributes:
-        dense: of a layer before the feature's. Added are x (N, H, W, C), g (F, N, P, O) and w (K, I, O); w finishes.
+        dense: of a layer before the feature's. Added are x (N, H, W, C), g (F, N, P, O) and w (O, K, I); w finishes.
         on_support: the same from the places where g is not zero. Added are x, g, on (N, P, O) bool and w.
         target: of the feature's own layer, whose output gradient is the outer product of c (F, N, P) and d (F, O).
             Added are x, c, d and w; d and w finish.

@@ -12,6 +12,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -24,26 +25,38 @@ from jaxcircuits.ops import patches
 
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
-    """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature after another, reduced before the next: (F, O, I)"""
-    n, features = len(x), g.reshape(len(g), len(x), -1, layer.groups, layer.outputs // layer.groups)
-    seen = patches(layer, x)
-    seen = seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
-    weights = w.transpose(2, 0, 1)  # (O, k, I): a mean over k then runs over near memory, faster on a CPU
+    """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature and image after another: (F, O, I).
+
+    Each is reduced while it is in the cache.
+    """
+    seen = _split_patches(layer, x)
 
     def one(g: Array) -> Array:
-        gradient = jnp.einsum("npgo,npkgi->ngoki", g, seen).reshape(n, *weights.shape)
-        return part(gradient * weights).mean(2).sum(0)
+        def image(total: Array, seen: tuple[Array, Array]) -> tuple[Array, None]:
+            gradient = jnp.einsum("pgo,pkgi->goki", *seen).reshape(w.shape)
+            return total + part(gradient * w).mean(1), None
 
-    return total + lax.map(one, features)
+        return lax.scan(image, jnp.zeros((layer.outputs, layer.inputs)), (g, seen))[0]
+
+    return total + lax.map(one, _split_gradients(layer, g))
 
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, O, k, I)."""
-    features = g.reshape(len(g), len(x), -1, layer.groups, layer.outputs // layer.groups)
+    seen = _split_patches(layer, x)
+    gradients = lax.map(lambda g: jnp.einsum("npgo,npkgi->goki", g, seen), _split_gradients(layer, g))
+    return total + gradients.reshape(total.shape)
+
+
+def _split_patches(layer: Layer, x: Array) -> Array:
+    """(N, P, k, G, I)"""
     seen = patches(layer, x)
-    seen = seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
-    gradient = lax.map(lambda g: jnp.einsum("npgo,npkgi->goki", g, seen), features)
-    return total + gradient.reshape(len(g), layer.outputs, *w.shape[:2])
+    return seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
+
+
+def _split_gradients(layer: Layer, g: Array) -> Array:
+    """(F, N, P, G, O/G)"""
+    return g.reshape(*g.shape[:3], layer.groups, -1)
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
@@ -51,18 +64,16 @@ def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
 
 
 def _finish_dense_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    weights = w.transpose(2, 0, 1)
-    return lax.map(lambda gradient: jnp.abs(gradient * weights).mean(1).T, total) / images
+    return lax.map(lambda gradient: jnp.abs(gradient * w).mean(1).T, total) / images
 
 
 def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
     """The same for one output channel after another, from the places where it has a gradient at all: (O, I, F)."""
-    right, weights = _gathered(layer, x), w.transpose(2, 0, 1)
 
     def finish(product: Array, o: Array) -> Array:
-        return _mean_over_weights(part, product, weights[o])
+        return _mean_over_weights(part, product, w[o])
 
-    return sparse.add_by_output(total, on, g, right, finish=finish, together=False)
+    return sparse.add_by_output(total, on, g, _gathered(layer, x), finish=finish, together=False)
 
 
 def _on_support_whole_set(total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
@@ -70,7 +81,7 @@ def _on_support_whole_set(total: Array, layer: Layer, x: Array, g: Array, on: Ar
     return sparse.add_by_output(total, on, g, _gathered(layer, x), together=True)
 
 
-def _gathered(layer: Layer, x: Array):
+def _gathered(layer: Layer, x: Array) -> Callable[[Array, Array], Array]:
     seen = patches(layer, x)
     seen = seen.reshape(seen.shape[0] * seen.shape[1], -1)
     return lambda places, _: seen[places]
@@ -86,7 +97,7 @@ def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> A
 
 
 def _finish_on_support_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    scores = lax.map(lambda channel: _mean_over_weights(jnp.abs, *channel), (total, w.transpose(2, 0, 1)))
+    scores = lax.map(lambda channel: _mean_over_weights(jnp.abs, *channel), (total, w))
     return scores.transpose(2, 1, 0) / images
 
 
@@ -97,9 +108,9 @@ def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: A
 
 def _finish_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
     total = part(total).reshape(*total.shape[:2], layer.groups, layer.inputs)
-    split = part(w).reshape(*w.shape[:2], layer.groups, -1)
-    scores = jnp.einsum("fkgi,kigo->figo", total, split).reshape(len(d), layer.inputs, layer.outputs)
-    return scores * part(d)[:, None] / (len(w) * images)
+    split = part(w).reshape(layer.groups, -1, *w.shape[1:])
+    scores = jnp.einsum("fkgi,goki->figo", total, split).reshape(len(d), layer.inputs, layer.outputs)
+    return scores * part(d)[:, None] / (w.shape[1] * images)
 
 
 def _dense_shape(layer: Layer, features: int) -> tuple[int, ...]:
