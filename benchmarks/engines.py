@@ -1,27 +1,36 @@
 """The three engines, each served by a process of its own: thread pools do not disturb each other, memory is its own."""
 
+import gc
 import multiprocessing
-import resource
-import sys
+import os
 import time
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from benchmarks.cases import Case
+from benchmarks.memory import peak_bytes, reset_peak
 from jaxcircuits.faithfulness import KEEPS
 
 NAMES = ("jaxcircuits", "reference", "strong")
 # One feature at a time costs the reference the same for each: it is timed on this many.
 REFERENCE_FEATURES = {"actgrad": 1, "snip": 4, "snip whole_set": 2, "curve": 1}
+ENVIRONMENT = {
+    "jaxcircuits": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # of a GPU, which the three share
+    "reference": {"JAX_PLATFORMS": "cpu"},
+    # memory that is freed is kept for the next tensor, as PyTorch's tuning guide advises
+    "strong": {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+}
 
 
 def images_of(case: Case):
-    """The first N bundled photographs, normalised, (N, H, W, 3)."""
+    """The model and the first N bundled photographs, again from the start if there are fewer: (N, H, W, 3)."""
     import jaxcircuits as jc
 
     model = jc.load(case.model)
-    return model, np.concatenate(list(jc.read_images("photos", model, limit=case.images)))
+    photos = np.concatenate(list(jc.read_images("photos", model, limit=case.images)))
+    return model, np.resize(photos, (case.images, *photos.shape[1:]))
 
 
 class Ours:
@@ -43,8 +52,8 @@ class Ours:
         criterion, _, absolute = self.case.what.partition(" ")
         options = {"criterion": criterion, "absolute": absolute or "per_image"}
         scores = self.jc.score(self.model, self.images, self.features, **options)
-        jax.block_until_ready(scores.values)
-        return [np.swapaxes(np.asarray(scores.values[name]), 1, 2) for name in scores.layers]
+        values = jax.block_until_ready(scores.values)
+        return [np.swapaxes(np.asarray(values[name]), 1, 2) for name in scores.layers]
 
     def features_done(self) -> int:
         return self.case.features
@@ -62,30 +71,31 @@ class Torch:
         import jaxcircuits as jc
         from benchmarks.torch_networks import Convolutions
 
+        torch.backends.cudnn.allow_tf32 = False  # the same precision for all three
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.case = case
         model, images = images_of(case)
-        self.network = Convolutions(model, case.layer)
-        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        layout = torch.channels_last if self.strong else torch.contiguous_format
+        self.network = Convolutions(model, case.layer).to(self.device)
+        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(self.device, memory_format=layout)
+        for convolution in self.network.convolutions:
+            convolution.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.masks = []
         if case.what == "curve":
             scores = jc.score(model, images, jc.Features(case.layer, case.channels))
             for keep in KEEPS:
                 kept = jc.top_kernels(scores, keep=keep)
-                self.masks.append(
-                    [torch.from_numpy(np.asarray(kept[n][0]).T.astype(np.float32)) for n in scores.layers]
-                )
-        if self.strong:
-            self.network = self.network.to(memory_format=torch.channels_last)  # pyright: ignore
-            self.images = self.images.to(memory_format=torch.channels_last)
+                masks = [np.asarray(kept[name][0]).T.astype(np.float32) for name in scores.layers]
+                self.masks.append([torch.from_numpy(mask).to(self.device) for mask in masks])
 
     def run(self) -> list[np.ndarray]:
         from benchmarks import reference, strong
 
+        engine = strong if self.strong else reference
         channels = self.case.channels[: self.features_done()]
         if self.case.what == "curve":
-            return [reference.curve(self.network, self.images, channels[0], self.masks).numpy()[None]]
-        engine = strong if self.strong else reference
-        return [scores.numpy() for scores in engine.run(self.case.what, self.network, self.images, channels)]
+            return [engine.curve(self.network, self.images, channels[0], self.masks).cpu().numpy()[None]]
+        return [s.cpu().numpy() for s in engine.run(self.case.what, self.network, self.images, channels)]
 
     def features_done(self) -> int:
         return self.case.features if self.strong else min(self.case.features, REFERENCE_FEATURES[self.case.what])
@@ -96,19 +106,18 @@ def engine(name: str) -> Ours | Torch:
 
 
 def serve(name: str, case: Case, pipe: Any) -> None:
-    """Answer "first" with the results and the seconds of the first run, "run" with seconds a feature and image."""
+    """Answer "first" with the results and the seconds of the first run, "run" with seconds a feature and image, "stop"
+    with the peak memory in bytes."""
     worker = engine(name)
     worker.prepare(case)
+    gc.collect()
+    reset_peak()
     while (order := pipe.recv()) != "stop":
         start = time.perf_counter()
         results = worker.run()
-        seconds = time.perf_counter() - start
-        if order == "first":
-            pipe.send((results, seconds))
-        else:
-            pipe.send(seconds / worker.features_done() / case.images)
-    # kilobytes, but bytes on macOS
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        seconds = (time.perf_counter() - start) / worker.features_done() / case.images
+        pipe.send((results, seconds) if order == "first" else seconds)
+    pipe.send(peak_bytes("jax" if name == "jaxcircuits" else "torch"))
 
 
 class Remote:
@@ -118,7 +127,8 @@ class Remote:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(name, case, other), daemon=True)
-        self.process.start()
+        with _environment(ENVIRONMENT[name]):
+            self.process.start()
 
     def ask(self, order: str) -> Any:
         self.pipe.send(order)
@@ -132,3 +142,15 @@ class Remote:
         peak = self.ask("stop")
         self.process.join()
         return peak
+
+
+@contextmanager
+def _environment(changes: dict[str, str]):
+    """These variables for processes started in the body."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -57,15 +57,16 @@ def _forward(network: Convolutions, images: Tensor, channels: tuple[int, ...]) -
     return Forward(inputs, winners, functional.conv2d(inputs[-1], last.weight[own], bias, last.stride, padding))
 
 
-def _gradients(network: Convolutions, seen: Forward, own: list[int], cotangents: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _gradients(
+    network: Convolutions, seen: Forward, own: list[int], cotangents: Tensor
+) -> Iterator[tuple[int, Tensor]]:
     """From the last layer before the target to the first: its number and the gradient at its output (F, N, O, H, W).
 
     Args:
         own: the features' channels.
         cotangents: at the features (F, N, H, W).
     """
-    count = len(seen.inputs[0])
-    last = network.convolutions[-1]
+    count, last = len(seen.inputs[0]), network.convolutions[-1]
     g = _start(last, cotangents, last.weight[own])
     for number in range(len(network.convolutions) - 2, -1, -1):
         live = (seen.inputs[number + 1] > 0).to(g.dtype)
@@ -82,9 +83,8 @@ def _gradients(network: Convolutions, seen: Forward, own: list[int], cotangents:
 
 def _start(last: nn.Conv2d, cotangents: Tensor, kernels: Tensor) -> Tensor:
     """The gradient at the target's input (F N, I, H, W): each feature has one kernel (I, h, w), so a small product."""
-    features, count = cotangents.shape[:2]
     around = functional.unfold(cotangents.flatten(0, 1)[:, None], last.kernel_size, padding=_opposite(last))
-    weights = kernels.flip(2, 3).flatten(2).mT.repeat_interleave(count, 0)  # (F N, K, I)
+    weights = kernels.flip(2, 3).flatten(2).mT.repeat_interleave(cotangents.shape[1], 0)  # (F N, K, I)
     height = cotangents.shape[2] + 2 * _opposite(last)[0] - last.kernel_size[0] + 1
     return torch.bmm(around.mT, weights).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
@@ -177,7 +177,9 @@ def _actgrad(network: Convolutions, image: Tensor, channels: tuple[int, ...]) ->
         scores[-1][range(len(channels))[block], own] = product
         for number, g in _gradients(network, seen, own, cotangents):
             rows = g.flatten(3)[:, 0]
-            rows = torch.abs(rows, out=torch.empty(rows.shape, device=rows.device))  # (F, O, P), no longer channels last
+            rows = torch.abs(
+                rows, out=torch.empty(rows.shape, device=rows.device)
+            )  # (F, O, P), no longer channels last
             product = torch.bmm(rows.transpose(0, 1), maps[number].permute(1, 2, 0))  # (O, F, I)
             scores[number][block] = product.transpose(0, 1)
     return scores

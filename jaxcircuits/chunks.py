@@ -1,7 +1,8 @@
-"""How many features fit in memory together."""
+"""How many features and images go together into one device call."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,10 @@ from jaxcircuits.taps import Network
 LARGEST = 64
 # Share of the device's memory that one chunk may take, and its most in bytes.
 SHARE, MOST = 0.25, 8 << 30
+# Images in one device call: what is made once a call is shared, and memory stays small.
+IMAGES = 4
+# Where a container says how many bytes it may take.
+CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def device_memory() -> int:
@@ -22,7 +27,17 @@ def device_memory() -> int:
         return stats["bytes_limit"]
     if not hasattr(os, "sysconf"):  # Windows
         return 8 << 30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for place in CONTAINERS:
+        text = Path(place).read_text().strip() if Path(place).exists() else ""
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def batch_size(images: int) -> int:
+    """Images a device call: at most `IMAGES`, and as few as fill the same number of calls."""
+    calls = -(-images // IMAGES)
+    return -(-images // calls)
 
 
 def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, whole_set: bool) -> int:

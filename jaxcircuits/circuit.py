@@ -25,7 +25,7 @@ from jaxcircuits.files import write_whole
 KEY, FORMAT = "jaxcircuits", 1
 
 # What a manifest says of the result, not of the question: the same question may have it differ in a last digit.
-COMPUTED = {"versions", "relevant", "kept", "effective", "correlation"}
+COMPUTED = {"versions", "sparse", "relevant", "kept", "effective", "correlation"}
 
 # What is read of a manifest, and the types that it may have; what else stands there is only passed on.
 TYPES: Mapping[str, Any] = {

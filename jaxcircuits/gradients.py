@@ -62,7 +62,7 @@ def gradients(
     cotangents: Callable[[Array], Array],
     *,
     pinned: bool = False,
-    on_support: bool = False,
+    sparse: bool = False,
 ) -> Gradients:
     """Differentiate F features with respect to the outputs of the layers before them.
 
@@ -73,15 +73,15 @@ def gradients(
         images: (N, H, W, 3).
         cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
         pinned: as in `Network.run`.
-        on_support: compute input gradients where they are not zero for every feature; the same to rounding.
+        sparse: compute input gradients where they are not zero for every feature; the same to rounding.
     """
     layer = network.layers[target]
     inner = tuple(name for name in layers if name != target)
 
-    supports = _supports(network, variables, target, images) if on_support and inner else {}
+    on = supports(network, variables, target, images) if sparse and inner else {}
 
     def forward(probes: dict[str, Array]):
-        inputs = network.run(variables, images, probes, supports=supports, pinned=pinned)
+        inputs = network.run(variables, images, probes, supports=on, pinned=pinned)
         return inputs[target], {name: inputs[name] for name in (*inner, target)}
 
     x, pullback, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
@@ -93,10 +93,10 @@ def gradients(
         (outputs,) = jax.vmap(pullback)(feature_input_gradients(layer, c, kernels))
     features, count = maps.shape[:2]
     flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
-    return Gradients(inputs, maps, c.reshape(features, count, -1), flat, supports)
+    return Gradients(inputs, maps, c.reshape(features, count, -1), flat, on)
 
 
-def _supports(network: Network, variables: Variables, target: str, images: Array) -> dict[str, Array]:
+def supports(network: Network, variables: Variables, target: str, images: Array) -> dict[str, Array]:
     """Where the gradients at the ungrouped convolutions before the target can be non-zero: {layer: (N, P, O) bool}.
 
     What is zero for one random cotangent of the target's input is zero for every feature.

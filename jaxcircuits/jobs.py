@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.chunks import chunk_size, in_chunks
+from jaxcircuits.chunks import batch_size, chunk_size, in_chunks
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES
 from jaxcircuits.data import Images, batches, count, image_shape
@@ -56,7 +56,7 @@ def plan(
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
-    batch: int = 1,
+    batch: int | None = None,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_options(criterion, absolute, precision, chunk, batch)
@@ -106,7 +106,7 @@ def extract(
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     with_scores: bool = False,
     progress: Callable[[float], object] = lambda done: None,
 ) -> Iterator[Circuit]:
@@ -136,14 +136,16 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            size = min(chunk or chunk_size(network, job.layers, batch=batch, whole_set=whole_set), len(job.features))
+            images_a_call = batch or batch_size(number)
+            size = chunk or chunk_size(network, job.layers, batch=images_a_call, whole_set=whole_set)
+            size = min(size, len(job.features))
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
                 share = len(manifests) / size  # the last chunk is filled up
                 if criterion in BASELINES:
                     progress(len(manifests) * number)
                 scores = score(
-                    model, images, part, **options, layers=job.layers, chunk=size, batch=batch,
+                    model, images, part, **options, layers=job.layers, chunk=chunk, batch=batch,
                     progress=lambda done, share=share: progress(done * share),
                 )  # fmt: skip
                 yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
@@ -187,6 +189,7 @@ def _circuits(
     for f, feature in enumerate(features):
         for k in range(len(amounts)):
             manifest = manifests[f][k] | {
+                "sparse": scores.record.sparse,
                 "relevant": int(possible[f]),
                 "kept": int(kept[k][f]),
                 "effective": int(effective[k][f]),

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import functools
-import weakref
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import chunk_size, in_chunks
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, Criterion
+from jaxcircuits.chunks import batch_size, chunk_size, in_chunks
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
 from jaxcircuits.criteria import criterion as find_criterion
-from jaxcircuits.criteria.common import Statistic
-from jaxcircuits.data import batches, count, image_shape
+from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import Features, Place, cotangents, place_weights
-from jaxcircuits.gradients import gradients, scored_layers
-from jaxcircuits.layers import Masks
+from jaxcircuits.features import Features
+from jaxcircuits.gradients import scored_layers
 from jaxcircuits.model import Model
-from jaxcircuits.ops import features_last
+from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
 from jaxcircuits.paths import relevant
-from jaxcircuits.taps import Network
 
 # as `jax.default_matmul_precision` calls them
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
-Sums = dict[str, Array]
-
-
 class Record(NamedTuple):
-    """How scores came about; stands in the manifest of every circuit made of them."""
+    """How scores came about; stands in the manifest of every circuit made of them.
+
+    Attributes:
+        criterion, absolute, seed, precision: as asked for.
+        objective: of the features.
+        images: how many.
+        sparse: whether gradients were computed on their support alone, which is the same to rounding.
+    """
 
     criterion: str
     absolute: str | None
@@ -43,6 +43,7 @@ class Record(NamedTuple):
     images: int
     seed: int | None
     precision: str
+    sparse: bool
 
 
 @functools.partial(
@@ -65,32 +66,6 @@ class Scores:
     record: Record
 
 
-class Plan(NamedTuple):
-    """What a compiled scoring step depends on besides its arguments."""
-
-    network: Network
-    target: str
-    layers: tuple[str, ...]
-    criterion: Criterion
-    objective: str
-    place: Place
-    on_support: bool
-
-    def statistic(self, name: str) -> Statistic:
-        """How this layer's sum is made."""
-        layer = self.network.layers[name]
-        if name == self.target:
-            return self.criterion.target
-        gathered = self.on_support and layer.kind == "conv" and layer.groups == 1
-        return self.criterion.on_support if gathered else self.criterion.dense
-
-    def nothing(self, features: int) -> Sums:
-        """The sums over no images."""
-        return {
-            name: jnp.zeros(self.statistic(name).shape(self.network.layers[name], features)) for name in self.layers
-        }
-
-
 def score(
     model: Model,
     images,
@@ -102,7 +77,7 @@ def score(
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
     """Score the kernels of every layer before the features, and of their own.
@@ -119,7 +94,7 @@ def score(
         seed: of criterion "random".
         precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".
         chunk: features scored together; by default as many as fit in memory.
-        batch: images in one device call.
+        batch: images in one device call, by default a few.
         progress: called with the number of features times images done since the last call.
 
     Returns:
@@ -135,7 +110,7 @@ def score(
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
     model.check_weights((*chosen, features.layer))
     number = count(images)
-    record = Record(criterion, absolute, features.objective, number, None, precision)
+    record = Record(criterion, absolute, features.objective, number, None, precision, sparse=False)
     if criterion in BASELINES:
         possible = relevant(network, model.variables, features, chosen)
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}
@@ -144,20 +119,29 @@ def score(
         record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
         return Scores(values, possible, chosen, record)
     rule = find_criterion(criterion, absolute)
-    chunk = chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set")
-    gather = features_last(min(chunk, len(features)))
-    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, gather)
-    with jax.default_matmul_precision(PRECISIONS[precision]):
-        weights = _weights(plan, model.variables)
-        parts = [
-            _over_images(plan, model, weights, images, number, part, batch, progress)
-            for part in in_chunks(features, chunk)
-        ]
+    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, PRECISIONS[precision])
+    batch = batch or batch_size(number)
+    size = min(chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set"), len(features))
+    plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
+    if chunk is None:
+        size = fitting(plan, model.variables, size, batch)
+    weights = by_output(plan, model.variables)
+    parts, done = [], 0
+    while done < len(features):
+        part = next(in_chunks(features[done:], size))
+        try:
+            parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, batch, progress))
+            done += size
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                raise
+            size = -(-size // 2)
+            warnings.warn(f"out of memory: going on with {size} features at a time", stacklevel=2)
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
-    return Scores(values, possible, chosen, record)
+    return Scores(values, possible, chosen, record._replace(sparse=plan.sparse))
 
 
-def check_options(criterion: str, absolute: str, precision: str, chunk: int | None, batch: int) -> None:
+def check_options(criterion: str, absolute: str, precision: str, chunk: int | None, batch: int | None) -> None:
     """Raise an InputError for what `score` does not know or cannot do, whatever the features."""
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
@@ -172,86 +156,8 @@ def check_options(criterion: str, absolute: str, precision: str, chunk: int | No
             raise InputError(f"{name} is {size}; expected at least 1")
 
 
-# the plans and numbers of features whose last step is compiled
-_FINISHED: weakref.WeakKeyDictionary[Network, set] = weakref.WeakKeyDictionary()
-
-
-def _over_images(
-    plan: Plan,
-    model: Model,
-    weights: dict[str, Array],
-    images,
-    number: int,
-    features: Features,
-    batch: int,
-    progress: Callable[[int], object],
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Scores and relevant kernels {layer: (F, I, O)} of one chunk of features."""
-    network, variables = plan.network, model.variables
-    possible = relevant(network, variables, features, plan.layers)
-    directions = jnp.asarray(features.matrix(network.layers[plan.target].outputs))
-    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
-    total, done = plan.nothing(len(features)), 0
-    finish = functools.partial(_finish, plan, possible=possible, number=jnp.float32(number))
-    if (ready := (plan, len(features))) not in (seen := _FINISHED.setdefault(network, set())):
-        # of zeros, so that nothing is left to compile after the first images
-        finish(total, weights, directions)
-        seen.add(ready)
-    for block, real in batches(images, batch):
-        given = jnp.asarray(places[done : done + batch])
-        total = _step(plan, total, variables, weights, directions, given, jnp.asarray(block), jnp.int32(real))
-        done += real
-        progress(real * len(features))
-    return finish(total, weights, directions), possible
-
-
-def _joined(parts: tuple[dict[str, Array], ...], features: int) -> dict[str, Array]:
+def _joined(parts: tuple[Mapping[str, Array], ...], features: int) -> Mapping[str, Array]:
     """The chunks' arrays as one, without what fills up the last chunk."""
     if len(parts) == 1:
         return parts[0]
     return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _weights(plan: Plan, variables) -> dict[str, Array]:
-    """Of the scored layers, as criteria take them; made once for all images."""
-    return {name: plan.network.layers[name].weight_by_output(variables) for name in plan.layers}
-
-
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
-def _step(
-    plan: Plan, total: Sums, variables, weights: Masks, directions: Array, places: Array, images: Array, real: Array
-) -> Sums:
-    """Each layer's sum with the first `real` of some more images."""
-    counts = (jnp.arange(len(images)) < real)[:, None, None]
-
-    def objective(maps: Array) -> Array:
-        where = place_weights(plan.place, maps, places)
-        return cotangents(plan.objective, maps, where) * counts
-
-    arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
-    found = gradients(*arguments, on_support=plan.on_support)
-    sums = {}
-    for name in plan.layers:
-        layer, x = plan.network.layers[name], found.inputs[name]
-        if name == plan.target:
-            seen = (found.cotangents, directions)
-        elif name in found.supports:
-            seen = (found.outputs[name], found.supports[name])
-        else:
-            seen = (found.outputs[name],)
-        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, weights[name])
-    return sums
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _finish(
-    plan: Plan, total: Sums, weights: Masks, directions: Array, possible: Masks, number: Array
-) -> dict[str, Array]:
-    scores = {}
-    for name in plan.layers:
-        layer = plan.network.layers[name]
-        own = (directions,) if name == plan.target else ()
-        found = plan.statistic(name).finish(total[name], layer, *own, weights[name], number)
-        scores[name] = jnp.where(possible[name], found, 0)
-    return scores

@@ -23,7 +23,7 @@ from jax.custom_batching import custom_vmap
 from jaxcircuits.layers import Layer
 
 # Lists are padded to one of a few lengths, each so many times the one before; what is longer is cut into pieces.
-SHORTEST, RATIO, LONGEST = 16, 1.6, 1024
+SHORTEST, RATIO, LONGEST = 16, 2.0, 128
 # Terms of a sum that are written out.
 MOST_TERMS = 64
 

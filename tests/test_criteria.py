@@ -148,7 +148,7 @@ def test_images_as_blocks_and_progress(small):
     for name in CONVOLUTIONS:
         np.testing.assert_array_equal(found.values[name], expected.values[name])
     assert steps == [4, 4, 2]
-    assert expected.record == ("snip", "per_image", "abs", 5, None, "float32")
+    assert expected.record == ("snip", "per_image", "abs", 5, None, "float32", False)
 
 
 def test_lower_precision_is_close(small):

@@ -49,7 +49,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 @click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images scored together.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(

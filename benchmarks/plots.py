@@ -1,0 +1,81 @@
+"""Plots of the figures; matplotlib is imported when one is drawn."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcircuits.files import write_whole
+from jaxcircuits.plots import COLOURS
+
+Records = Sequence[dict[str, Any]]
+
+
+def ratios(path: Path, records: Records) -> None:
+    """How many times as long the PyTorch baselines take, a pair of bars for each case."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = _figure(0.9 + 0.42 * len(records))
+    height = 0.38
+    for number, name in enumerate(("reference", "strong")):
+        places = [row + (number - 0.5) * height for row in range(len(records))]
+        values = [record["ratio"][name] for record in records]
+        # from 1, where both are as fast, to the right or to the left
+        bars = axes.barh(places, [value - 1 for value in values], height, left=1, color=COLOURS[number], label=name)
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize="small")
+    axes.axvline(1, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(records)), [record["case"] for record in records], fontsize="small")
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="PyTorch's time / jaxcircuits' time")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, path)
+
+
+def scaling(path: Path, records: Records) -> None:
+    """Time of one image and feature, and memory, over the number of features: a line for each number of images."""
+    kinds = list(dict.fromkeys(record["what"] for record in records))
+    figure, axes = _figure(2.4 * len(kinds) + 0.6, rows=len(kinds), columns=2)
+    for row, what in zip(axes, kinds, strict=True):
+        counts = sorted({record["images"] for record in records if record["what"] == what})
+        for colour, images in zip(COLOURS, counts, strict=False):
+            line = sorted((r for r in records if (r["what"], r["images"]) == (what, images)), key=_features)
+            x = [_features(record) for record in line]
+            style = {"color": colour, "marker": "o", "markersize": 4}
+            label = f"N = {images}" if what == kinds[0] else None  # once in the legend
+            row[0].plot(x, [record["milliseconds"]["jaxcircuits"] for record in line], label=label, **style)
+            row[1].plot(x, [record["peak_megabytes"]["jaxcircuits"] for record in line], **style)
+        row[0].set(title=what, yscale="log", ylabel="ms per image and feature")
+        row[1].set(title=what, ylabel="peak memory, MB", ylim=(0, None))
+        for one in row:
+            one.set_xscale("log", base=2)
+            ticks = sorted({_features(record) for record in records})
+            one.set_xticks(ticks, [str(tick) for tick in ticks])
+            one.set_xlabel("features")
+            one.grid(alpha=0.25)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(COLOURS), fontsize="small")
+    _save(figure, path)
+
+
+def _features(record: dict[str, Any]) -> int:
+    return record["features"]
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, max(2.2, height)), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for one in axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes if columns > 1 else axes[0, 0]
+
+
+def _save(figure: Any, path: Path) -> None:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())

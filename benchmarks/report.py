@@ -1,0 +1,122 @@
+"""The README's figures from JSON: `python -m benchmarks.report benchmarks/results/NAME.json ...`.
+
+They stand between two comments, the first of which names the files:
+
+    <!-- benchmarks: benchmarks/results/NAME.json -->
+    <!-- /benchmarks -->
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import plots
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"<!-- benchmarks(?:: (?P<files>[^>]*?))? -->\n.*?<!-- /benchmarks -->", re.DOTALL)
+HEADER = ("case", "jaxcircuits", "reference", "strong", "GFLOP/s", "of matrix rate", "peak memory", "compiling")
+
+Document = dict[str, Any]
+
+
+def rows(document: Document) -> list[list[str]]:
+    """The table's cells, one row a case, as `HEADER` names them."""
+    result = []
+    for record in document["cases"]:
+        ratio = record["ratio"]
+        result.append(
+            [
+                record["case"],
+                f"{record['milliseconds']['jaxcircuits']:.3g} ms",
+                *(f"{ratio[name]:.3g} x" if name in ratio else "" for name in ("reference", "strong")),
+                f"{record['gigaflops_a_second']:.0f}",
+                f"{record['share_of_matrix_rate']:.0%}",
+                f"{record['peak_megabytes']['jaxcircuits']:.0f} MB",
+                f"{record['compile_seconds']:.1f} s",
+            ]
+        )
+    return result
+
+
+def programs(document: Document) -> list[str]:
+    """A sentence for start-up and one for conversion."""
+    return [
+        f"{record['program']}: {record['seconds']['jaxcircuits']:.2g} s"
+        f" (PyTorch, a file of the same weights read: {record['seconds']['torch']:.2g} s)"
+        for record in document.get("programs", [])
+    ]
+
+
+def markdown(document: Document, picture: str) -> str:
+    """What stands in the README for one file; `picture` is the plot's path there."""
+    hardware = document["hardware"]
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores"
+    if devices := sorted(set(hardware["devices"]) - {"cpu"}):
+        machine = f"{', '.join(devices)}; {machine}"
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    scaling = document["kind"] == "scaling"
+    what = "Time and memory over the number of features" if scaling else "How many times as long PyTorch takes"
+    lines = [f"![{what}]({picture})", ""]
+    if not scaling:
+        lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, rows(document)), ""]
+        lines += [f"{sentence}.\n" for sentence in programs(document)]
+    lines += [
+        f"{machine}; matrix products: {document['matrix_gigaflops_a_second']:.0f} GFLOP/s; {versions}; "
+        f"medians of {document['rounds']} rounds."
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def picture(file: str) -> str:
+    """Where the plot of a JSON file stands, seen from the README."""
+    return f"docs/{Path(file).stem}.png"
+
+
+def block(files: Sequence[str], root: Path = ROOT) -> str:
+    """The comments and what stands between them."""
+    parts = [markdown(json.loads((root / file).read_text()), picture(file)) for file in files]
+    return "\n\n".join([f"<!-- benchmarks: {' '.join(files)} -->", *parts, "<!-- /benchmarks -->"])
+
+
+def named(readme: str) -> list[str]:
+    """The files that the README's comment names."""
+    found = BLOCK.search(readme)
+    return (found["files"] or "").split() if found else []
+
+
+def draw(path: Path, document: Document) -> None:
+    """The plot of one file."""
+    (plots.scaling if document["kind"] == "scaling" else plots.ratios)(path, document["cases"])
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@click.option("--root", type=click.Path(path_type=Path, exists=True, file_okay=False), default=ROOT, hidden=True)
+def main(files: tuple[str, ...], root: Path) -> None:
+    """Write the README's figures and their plots from FILES, by default those that it names."""
+    path = root / "README.md"
+    readme = path.read_text()
+    if not BLOCK.search(readme):
+        raise click.UsageError("README.md has no lines '<!-- benchmarks -->' and '<!-- /benchmarks -->'")
+    chosen = [Path(file).resolve().relative_to(root.resolve()).as_posix() for file in files] or named(readme)
+    if not chosen:
+        raise click.UsageError("README.md names no files yet; give some")
+    if absent := [file for file in chosen if not (root / file).is_file()]:
+        raise click.UsageError(f"there is no file {absent[0]!r}")
+    text = block(chosen, root)
+    for file in chosen:
+        draw(root / picture(file), json.loads((root / file).read_text()))
+    path.write_text(BLOCK.sub(lambda _: text, readme, count=1))
+    click.echo(f"{path.name} and {', '.join(picture(file) for file in chosen)} are written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The passes over the images for one chunk of features: what is compiled once, and run for each block of images."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxcircuits.chunks import device_memory
+from jaxcircuits.criteria.common import Criterion, Statistic
+from jaxcircuits.data import batches
+from jaxcircuits.features import Features, Place, cotangents, place_weights
+from jaxcircuits.gradients import gradients, supports
+from jaxcircuits.layers import Masks, Variables
+from jaxcircuits.ops import features_last
+from jaxcircuits.paths import relevant
+from jaxcircuits.taps import Network
+
+# Above this share of the dense multiplications, gathering what is not zero is slower than multiplying everything.
+SPARSE = 0.4
+# Share of the device's memory that a compiled step may take.
+FITS = 0.7
+
+Sums = dict[str, Array]
+
+
+class Plan(NamedTuple):
+    """What a compiled pass depends on besides its arguments.
+
+    Attributes:
+        network: whose layers they are.
+        target: the features' layer.
+        layers: those to score, in call order.
+        criterion, objective, place: what is computed of the features.
+        precision: of matrix products, as `jax.default_matmul_precision` calls it.
+        sparse: compute on the support that all features share; the same to rounding.
+    """
+
+    network: Network
+    target: str
+    layers: tuple[str, ...]
+    criterion: Criterion
+    objective: str
+    place: Place
+    precision: str
+    sparse: bool = False
+
+    def statistic(self, name: str) -> Statistic:
+        """How this layer's sum is made."""
+        layer = self.network.layers[name]
+        if name == self.target:
+            return self.criterion.target
+        gathered = self.sparse and layer.kind == "conv" and layer.groups == 1
+        return self.criterion.on_support if gathered else self.criterion.dense
+
+    def nothing(self, features: int) -> Sums:
+        """The sums over no images."""
+        shapes = {name: self.statistic(name).shape(self.network.layers[name], features) for name in self.layers}
+        return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+
+
+class Program(NamedTuple):
+    """A plan compiled for so many features and images.
+
+    Attributes:
+        step: (sums, variables, weights, directions, places, images, real) -> the sums with `real` more images.
+        finish: (sums, weights, directions, relevant kernels, number of images) -> scores.
+        bytes: of memory that the step takes.
+    """
+
+    step: Callable[..., Sums]
+    finish: Callable[..., Sums]
+    bytes: int
+
+
+_PROGRAMS: weakref.WeakKeyDictionary[Network, dict[tuple, Program]] = weakref.WeakKeyDictionary()
+
+
+def program(plan: Plan, variables: Variables, features: int, batch: int) -> Program:
+    """Compiled before the first image, so that nothing is left to compile after it."""
+    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch)
+    if key not in known:
+        target = plan.network.layers[plan.target]
+        weights = jax.eval_shape(functools.partial(by_output, plan), variables)
+        sums = jax.eval_shape(functools.partial(plan.nothing, features))
+        masks = {name: (features, plan.network.layers[name].inputs, plan.network.layers[name].outputs) for name in sums}
+        possible = {name: jax.ShapeDtypeStruct(shape, bool) for name, shape in masks.items()}
+        directions = jax.ShapeDtypeStruct((features, target.outputs), jnp.float32)
+        places = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+        images = jax.ShapeDtypeStruct((batch, *plan.network.image_shape), jnp.float32)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        with jax.default_matmul_precision(plan.precision):
+            step = _step.lower(plan, sums, variables, weights, directions, places, images, number).compile()
+            finish = _finish.lower(plan, sums, weights, directions, possible, number).compile()
+        known[key] = Program(step, finish, _bytes(step))
+    return known[key]
+
+
+def fitting(plan: Plan, variables: Variables, features: int, batch: int) -> int:
+    """So many features at a time, or half of them, and so on, until the compiled step fits in memory."""
+    while features > 1 and program(plan, variables, features, batch).bytes > FITS * device_memory():
+        features = -(-features // 2)
+    return features
+
+
+def _bytes(step) -> int:
+    """Memory of a compiled step, where the platform tells."""
+    memory = step.memory_analysis()
+    parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+    return sum(getattr(memory, part, 0) for part in parts) - getattr(memory, "alias_size_in_bytes", 0)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def by_output(plan: Plan, variables: Variables) -> dict[str, Array]:
+    """The scored layers' weights (O, K, I), as criteria take them; made once for all images."""
+    return {name: plan.network.layers[name].weight_by_output(variables) for name in plan.layers}
+
+
+def is_sparse(plan: Plan, variables: Variables, features: int, images) -> bool:
+    """Whether so many features should be scored on their support: a fixed rule, looked up on the first image.
+
+    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero.
+    """
+    if plan.layers == (plan.target,) or not features_last(features):
+        return False
+    block, _ = next(iter(batches(images, 1)))
+    with jax.default_matmul_precision(plan.precision):
+        return float(_support_share(plan._replace(sparse=False), variables, jnp.asarray(block))) < SPARSE
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _support_share(plan: Plan, variables: Variables, image: Array) -> Array:
+    """Which share of the dense multiplications has a gradient that is not zero."""
+    found = supports(plan.network, variables, plan.target, image)
+    layers = {name: plan.network.layers[name] for name in plan.layers if name != plan.target}
+    work = {name: layer.kernels * layer.window[0] * layer.window[1] * layer.positions[0] * layer.positions[1]
+            for name, layer in layers.items()}  # fmt: skip
+    shares = [work[name] * (found[name].mean() if name in found else 1.0) for name in work]
+    return jnp.asarray(sum(shares)) / sum(work.values())
+
+
+def scores_of_chunk(
+    plan: Plan,
+    variables: Variables,
+    weights: dict[str, Array],
+    images,
+    number: int,
+    features: Features,
+    batch: int,
+    progress: Callable[[int], object],
+) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Scores and relevant kernels {layer: (F, I, O)} of one chunk of features."""
+    compiled = program(plan, variables, len(features), batch)
+    possible = relevant(plan.network, variables, features, plan.layers)
+    directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
+    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
+    sums, done = plan.nothing(len(features)), 0
+    for block, real in batches(images, batch):
+        given = jnp.asarray(places[done : done + batch], jnp.int32)
+        sums = compiled.step(sums, variables, weights, directions, given, jnp.asarray(block), jnp.int32(real))
+        done += real
+        progress(real * len(features))
+    return compiled.finish(sums, weights, directions, possible, jnp.int32(number)), possible
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
+def _step(
+    plan: Plan,
+    total: Sums,
+    variables: Variables,
+    weights: Masks,
+    directions: Array,
+    places: Array,
+    images: Array,
+    real: Array,
+) -> Sums:
+    """Each layer's sum with the first `real` of some more images."""
+    counts = (jnp.arange(len(images)) < real)[:, None, None]
+
+    def objective(maps: Array) -> Array:
+        where = place_weights(plan.place, maps, places)
+        return cotangents(plan.objective, maps, where) * counts
+
+    arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
+    found = gradients(*arguments, sparse=plan.sparse)
+    sums = {}
+    for name in plan.layers:
+        layer, x = plan.network.layers[name], found.inputs[name]
+        if name == plan.target:
+            seen = (found.cotangents, directions)
+        elif name in found.supports:
+            seen = (found.outputs[name], found.supports[name])
+        else:
+            seen = (found.outputs[name],)
+        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, weights[name])
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _finish(
+    plan: Plan, total: Sums, weights: Masks, directions: Array, possible: Masks, number: Array
+) -> dict[str, Array]:
+    scores = {}
+    for name in plan.layers:
+        layer = plan.network.layers[name]
+        own = (directions,) if name == plan.target else ()
+        found = plan.statistic(name).finish(total[name], layer, *own, weights[name], number)
+        scores[name] = jnp.where(possible[name], found, 0)
+    return scores

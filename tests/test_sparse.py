@@ -1,0 +1,204 @@
+"""Products on the support of gradients against dense ones, and the rule that chooses between them."""
+
+import warnings
+
+import flax.linen as nn
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from jax import lax
+
+import jaxcircuits as jc
+from jaxcircuits import passes, sparse
+from jaxcircuits.layers import Layer
+from jaxcircuits.ops import max_pool
+from tests.test_criteria import CONVOLUTIONS, assert_close
+from tests.twins import random_variables
+
+MANY = np.random.default_rng(3).standard_normal((9, 6)).astype(np.float32)
+EVERY = [("snip", "per_image"), ("snip", "whole_set"), ("snip", "none"), ("actgrad", "per_image")]
+
+
+def layer_of(height, width, inputs, outputs, window, strides, padding, dilation) -> Layer:
+    spans = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
+    sizes = zip((height, width), padding, spans, strides, strict=True)
+    positions = [(size + sum(pad) - span) // stride + 1 for size, pad, span, stride in sizes]
+    shapes = (height, width, inputs), (*positions, outputs)
+    return Layer("c", ("c",), "conv", window, strides, padding, dilation, 1, inputs, outputs, *shapes)
+
+
+@st.composite
+def layers(draw):
+    pair = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
+    window, strides, dilation = pair(1, 3), pair(1, 3), pair(1, 2)
+    padding = (pair(0, 2), pair(0, 2))
+    height, width = pair(5, 9)
+    return layer_of(height, width, draw(st.integers(1, 3)), draw(st.integers(1, 4)), window, strides, padding, dilation)
+
+
+@settings(max_examples=15)
+@given(layer=layers(), density=st.sampled_from([0.0, 0.2, 1.0]), seed=st.integers(0, 99))
+def test_input_gradients_are_the_transposed_convolutions(layer, density, seed):
+    rng = np.random.default_rng(seed)
+    images, features = 2, 3
+    on = rng.random((images, np.prod(layer.positions), layer.outputs)) < density
+    g = (rng.standard_normal((features, *on.shape)) * on).astype(np.float32)
+    kernel = rng.standard_normal((*layer.window, layer.inputs, layer.outputs)).astype(np.float32)
+
+    def convolution(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        options = {"rhs_dilation": layer.dilation, "dimension_numbers": numbers}
+        return lax.conv_general_dilated(x, kernel, layer.strides, layer.padding, **options)
+
+    _, pullback = jax.vjp(convolution, jnp.zeros((images, *layer.input_maps)))
+    expected = np.stack([pullback(jnp.asarray(one.reshape(images, *layer.output_shape)))[0] for one in g])
+    found = sparse.input_gradients(layer, jnp.asarray(kernel), jnp.asarray(on), jnp.asarray(g))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("longest", [128, 24])
+@pytest.mark.parametrize("together", [True, False])
+def test_products_by_output_channel(monkeypatch, longest, together):
+    """With lists of every length from none to all, and such as are cut into pieces."""
+    monkeypatch.setattr(sparse, "LONGEST", longest)
+    rng = np.random.default_rng(0)
+    on = rng.random((3, 70, 7)) < np.linspace(0, 1, 7)
+    g = (rng.standard_normal((4, *on.shape)) * on).astype(np.float32)
+    seen = rng.standard_normal((3, 70, 5)).astype(np.float32)
+    start = rng.standard_normal((7, 5, 4)).astype(np.float32)
+    flat = jnp.asarray(seen.reshape(-1, 5))
+    found = sparse.add_by_output(
+        jnp.asarray(start), jnp.asarray(on), jnp.asarray(g), lambda places, _: flat[places],
+        finish=lambda product, o: jnp.abs(product), together=together,
+    )  # fmt: skip
+    each = np.einsum("fnpo,npj->nojf", g, seen)
+    expected = start + (np.abs(each.sum(0)) if together else np.abs(each).sum(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.booleans(), min_size=130, max_size=130), min_size=1, max_size=3))
+def test_lists(rows):
+    on = np.array(rows)
+    columns, counts = sparse.lists(jnp.asarray(on))
+    for row, found, number in zip(on, np.asarray(columns), counts, strict=True):
+        assert found[:number].tolist() == np.flatnonzero(row).tolist()
+
+
+POOLS = [(3, 2, 0, False), (2, 2, 0, False), (3, 1, 1, False), (3, 2, 1, True)]
+
+
+@pytest.mark.parametrize("window, stride, padding, ceil", POOLS)
+def test_max_pool_of_many_features(window, stride, padding, ceil):
+    """The gathered gradients of nine features are those of one feature after another, ties and all."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.maximum(rng.integers(-3, 3, (2, 9, 8, 3)), 0), jnp.float32)
+    y, pullback = jax.vjp(lambda x: max_pool(x, window, stride, padding, ceil), x)
+    g = jnp.asarray(rng.standard_normal((9, *y.shape)), jnp.float32)
+    (found,) = jax.jit(jax.vmap(pullback))(g)
+    np.testing.assert_allclose(found, np.stack([pullback(one)[0] for one in g]), atol=1e-6)
+
+
+def both_ways(monkeypatch, model, images, features, **options):
+    fast = jc.score(model, images, features, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "features_last", lambda features: False)
+        plain = jc.score(model, images, features, **options)
+    assert (fast.record.sparse, plain.record.sparse) == (True, False)
+    return fast, plain
+
+
+@pytest.mark.parametrize("criterion, absolute", EVERY)
+def test_scores_on_the_support_are_the_dense_ones(small, monkeypatch, criterion, absolute):
+    """Through strides, pooling, a grouped convolution, BatchNorm and a skip; the last block is padded."""
+    options = {"criterion": criterion, "absolute": absolute, "batch": 2}
+    features = jc.Features("features.3", directions=MANY)
+    fast, plain = both_ways(monkeypatch, small.model, small.images, features, **options)
+    for name in CONVOLUTIONS:
+        assert_close(fast.values[name], np.asarray(plain.values[name]), 1e-5)
+
+
+class Wrapped(nn.Module):
+    """Convolutions under nn.jit and nn.remat."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.jit(nn.Conv)(5, (3, 3), name="first")(x))
+        x = nn.relu(nn.remat(nn.Conv)(6, (3, 3), name="second")(x))
+        return nn.Conv(9, (1, 1), name="third")(x)
+
+
+def test_under_jit_and_remat(monkeypatch, small):
+    model = jc.Model(Wrapped(), random_variables(Wrapped(), (1, 13, 11, 3)), input_size=13)
+    fast, plain = both_ways(monkeypatch, model, small.images[:2], jc.Features("third", range(9)))
+    for name in fast.layers:
+        assert_close(fast.values[name], np.asarray(plain.values[name]), 1e-5)
+
+
+class Smooth(nn.Module):
+    """No gradient is zero here."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(9, (1, 1), name="last")(nn.gelu(nn.Conv(5, (3, 3), name="first")(x)))
+
+
+def test_the_rule(small):
+    """On the support where gradients are mostly zero, for many features; recorded."""
+    few = jc.score(small.model, small.images[:1], jc.Features("features.3", [0, 1]))
+    many = jc.score(small.model, small.images[:1], jc.Features("features.3", directions=MANY))
+    model = jc.Model(Smooth(), random_variables(Smooth(), (1, 13, 11, 3)), input_size=13)
+    smooth = jc.score(model, small.images[:1], jc.Features("last", range(9)))
+    assert (few.record.sparse, many.record.sparse, smooth.record.sparse) == (False, True, False)
+
+
+def test_out_of_memory_halves_the_chunk(small, monkeypatch):
+    features = jc.Features("features.3", directions=MANY)
+    expected = jc.score(small.model, small.images, features, batch=5)
+    program = passes.program
+
+    def limited(plan, variables, features, batch):
+        if features > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return program(plan, variables, features, batch)
+
+    monkeypatch.setattr(passes, "program", limited)
+    with pytest.warns(UserWarning, match="out of memory: going on with 5 features|3 features"):
+        found = jc.score(small.model, small.images, features, chunk=9, batch=5)
+    for name in CONVOLUTIONS:
+        assert_close(found.values[name], np.asarray(expected.values[name]), 1e-5)
+
+
+def test_what_does_not_fit_at_all_is_an_error(small, monkeypatch):
+    def never(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(passes, "program", never)
+    with warnings.catch_warnings(), pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        warnings.simplefilter("ignore")
+        jc.score(small.model, small.images, jc.Features("features.3", [0, 1]), chunk=2)
+
+
+def test_a_compiled_step_that_is_too_large_is_halved(small, monkeypatch):
+    """By the program's own figures."""
+    features = jc.Features("features.3", directions=MANY)
+    network = small.model.network(small.images.shape[1:])
+    sizes = []
+    program = passes.program
+
+    def noted(plan, variables, features, batch):
+        found = program(plan, variables, features, batch)
+        sizes.append((features, found.bytes))
+        return found
+
+    monkeypatch.setattr(passes, "program", noted)
+    jc.score(small.model, small.images, features)
+    (_, most), *_ = sizes
+    assert network and most > 0
+    sizes.clear()
+    monkeypatch.setattr(passes, "device_memory", lambda: (most - 1) / passes.FITS)
+    jc.score(small.model, small.images, features)
+    assert [size for size, _ in sizes][:2] == [9, 5] and {size for size, _ in sizes[2:]} == {5}
