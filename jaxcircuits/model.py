@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from jax import Array
 
+from jaxcircuits.data import ImageNet
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.models import ARCHITECTURES
@@ -33,7 +34,7 @@ from weights_conversion import (
 )
 
 SEEN = ("input_size", "resize_size", "mean", "std")  # what a checkpoint's manifest says of the images
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_EXPECTED = ImageNet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +61,11 @@ class Model:
     variables: Variables
     name: str = field(default="", kw_only=True)
     apply_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    input_size: int = field(default=224, kw_only=True)
-    resize_size: int = field(default=256, kw_only=True)
+    input_size: int = field(default=_EXPECTED.input_size, kw_only=True)
+    resize_size: int = field(default=_EXPECTED.resize_size, kw_only=True)
     channels: int = field(default=3, kw_only=True)
-    mean: tuple[float, ...] = field(default=IMAGENET_MEAN, kw_only=True)
-    std: tuple[float, ...] = field(default=IMAGENET_STD, kw_only=True)
+    mean: tuple[float, ...] = field(default=_EXPECTED.mean, kw_only=True)
+    std: tuple[float, ...] = field(default=_EXPECTED.std, kw_only=True)
     weights: str = field(default="given", kw_only=True)
     missing: tuple[str, ...] = field(default=(), kw_only=True)
     extras: StateDict = field(default_factory=dict, kw_only=True)

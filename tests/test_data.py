@@ -5,6 +5,8 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,13 +162,150 @@ def test_links_are_followed_once(folder):
 
 
 def test_pictures_are_read_when_they_are_needed(folder):
-    """A set of any size streams: no more than a block is read ahead."""
+    """A set of any size streams: no more than the next block is read ahead."""
     blocks = iter(read_images(folder, SMALL, batch=2))
     next(blocks)
-    for name in SORTED[2:]:
+    for name in SORTED[4:]:
         (folder / name).unlink()
-    with pytest.warns(UserWarning, match="5 of 7 files"):
-        assert not [*blocks]
+    with pytest.warns(UserWarning, match="3 of 7 files"):
+        assert len([*blocks]) == 1
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A folder of forty JPEGs, 00.jpg to 39.jpg."""
+    for i in range(40):
+        noise(60, 50, i).save(tmp_path / f"{i:02}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def decoding(monkeypatch) -> list[str]:
+    """The names of the threads that decoded something, in order; two of them at a time, whatever the machine has."""
+    threads, decoded = [], files.decoded
+
+    def recorded(*arguments, **options):
+        threads.append(threading.current_thread().name)
+        return decoded(*arguments, **options)
+
+    monkeypatch.setattr(files, "decoded", recorded)
+    monkeypatch.setattr(files, "THREADS", 2)
+    return threads
+
+
+def at_work() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("jaxcircuits")]
+
+
+def test_reading_ahead_changes_no_picture(many, decoding, monkeypatch):
+    expected = [files.fitted(Image.open(path), 32, 40, "crop") for path in sorted(many.iterdir())]
+    rng, decoded = random.Random(0), files.decoded
+
+    def late(picture, **options):  # so that they are done in another order
+        time.sleep(rng.random() / 100)
+        return decoded(picture, **options)
+
+    monkeypatch.setattr(files, "decoded", late)
+    images = read_images(many, SMALL, batch=7)
+    del decoding[:]
+    np.testing.assert_array_equal(pixels(images), expected)
+    assert len(decoding) == 40 and len({*decoding}) == 2 and threading.main_thread().name not in decoding
+    assert not at_work()
+
+
+def test_reading_ahead_is_bounded(many, decoding):
+    images = read_images(many, SMALL, batch=4)
+    assert not at_work()  # to look whether there is anything takes no thread
+    del decoding[:]
+    for i, (_, n) in enumerate(batches(images, 2)):
+        # as many as were taken, of which there are whole blocks, and one block more
+        expected = min(4 * (i // 2 + 1) + 4, 40)
+        deadline = time.monotonic() + 20
+        while len(decoding) < expected and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.005)
+        assert len(decoding) == expected and n == 2
+    assert i == 19 and not at_work()
+
+
+def test_pillows_warnings_are_silenced_in_the_callers_thread(many, monkeypatch):
+    """Filters of warnings are the whole process's; two threads that change them leave them changed."""
+    threads, opened = set(), files.opened
+
+    def recorded(path):
+        threads.add(threading.current_thread())
+        return opened(path)
+
+    monkeypatch.setattr(files, "opened", recorded)
+    assert len(pixels(read_images(many, SMALL))) == 40 and threads == {threading.main_thread()}
+
+
+def test_palettes_with_transparency_are_read_without_a_warning(tmp_path):
+    noise(64, 48).quantize(16).save(tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert isinstance(picture.info["transparency"], bytes)
+        expected = np.asarray(picture.convert("RGBA"))[..., :3]
+        np.testing.assert_array_equal(np.asarray(files.decoded(picture)), expected)
+
+
+@pytest.mark.parametrize("error", [MemoryError, InputError])
+def test_errors_come_from_the_threads(many, monkeypatch, error):
+    """A file that goes bad is an error of ours; what says nothing about the file arrives as it is."""
+    images, decoded = read_images(many, SMALL, batch=4), files.decoded
+    assert len(images) == 40
+    seventh = noise(60, 50, 7)
+
+    def failing(picture, **options):
+        picture.load()
+        if np.array_equal(np.asarray(picture), np.asarray(bad)):
+            raise MemoryError("too little") if error is MemoryError else OSError("gone bad")
+        return decoded(picture, **options)
+
+    seventh.save(many / "07.jpg")
+    with Image.open(many / "07.jpg") as bad:
+        bad.load()
+    monkeypatch.setattr(files, "decoded", failing)
+    message = "too little" if error is MemoryError else r"'07\.jpg' in .* cannot be read: gone bad"
+    found = batches(images, 2)
+    assert [next(found)[1], next(found)[1]] == [2, 2]
+    with pytest.raises(error, match=message):
+        next(found)
+    assert not at_work()
+
+
+def test_who_stops_early_leaves_no_thread(many, decoding, monkeypatch):
+    images, decoded = read_images(many, SMALL, batch=16), files.decoded
+    closed, dropped = batches(images, 1), iter(images)
+    next(closed), next(dropped)
+    assert at_work()
+    closed.close()
+    del dropped  # the files that it had opened are closed, too: a ResourceWarning would be an error
+    assert not at_work()
+    monkeypatch.setattr(files, "decoded", lambda picture: [time.sleep(0.02), decoded(picture)][1])
+    del decoding[:]
+    next(iter(images))
+    assert 16 <= len(decoding) < 32  # the rest of the next block is not waited for
+    with pytest.raises(ZeroDivisionError):
+        for _ in batches(images, 1):
+            1 / 0  # noqa: B018
+    assert not at_work()
+    assert image_shape(images) == (32, 32, 3) and not at_work()
+
+
+def test_arrays_take_no_thread():
+    for _ in read_images(ARRAY, SMALL, batch=2):
+        assert not at_work()
+
+
+def test_a_path_is_no_photos(folder, monkeypatch):
+    """Nor anything else but a path, and what is recorded of it can be opened again."""
+    monkeypatch.chdir(folder.parent)
+    for name in ("photos", "array", "tfds:few.npy"):
+        folder = folder.rename(folder.parent / name)
+        images = read_images(Path(name), SMALL, resize="squash")
+        assert images.resize == "squash" and images.names == SORTED
+        assert read_images(images.source, SMALL, resize="squash").digest == images.digest
+    assert read_images("photos", SMALL).resize is read_images(ARRAY, SMALL).resize is None
 
 
 def test_images_that_change_are_an_error(folder):
@@ -253,7 +392,8 @@ def test_the_quick_look_judges_as_decoding_does(tmp_path, kind):
 
     def readable(**how) -> bool:
         try:
-            files.decoded(path, **how)
+            with files.opened(path) as picture:
+                files.decoded(picture, **how)
         except Exception:
             return False
         return True

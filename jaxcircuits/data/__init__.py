@@ -1,12 +1,13 @@
 """Image sources: folders, files, arrays, tensorflow-datasets and a few photographs that other packages ship.
 
 One file a kind of source, each of which ends in `Pictures`; images.py makes them a set that is read again and again,
-block by block, and never held whole; blocks.py cuts any images into blocks of a fixed size.
+block by block, and never held whole; ahead.py has the threads that decode the next block; blocks.py cuts any images
+into blocks of a fixed size.
 """
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,19 +15,12 @@ from PIL import Image
 from jaxcircuits.data.arrays import from_array
 from jaxcircuits.data.blocks import batches, count, image_shape
 from jaxcircuits.data.files import fitted, from_path
-from jaxcircuits.data.images import Images, Preprocessing
+from jaxcircuits.data.images import ImageNet, Images, Preprocessing
 from jaxcircuits.data.photos import from_photos
 from jaxcircuits.data.tfds import from_tfds
 from jaxcircuits.errors import InputError
 
-__all__ = ["Images", "Preprocessing", "batches", "count", "image_shape", "read_images"]
-
-
-class _ImageNet(NamedTuple):
-    input_size: int = 224
-    resize_size: int = 256
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+__all__ = ["ImageNet", "Images", "Preprocessing", "batches", "count", "image_shape", "read_images"]
 
 
 def read_images(
@@ -59,7 +53,7 @@ def read_images(
         resize: "crop" brings the shorter side to `resize_size` and cuts out the centre, like torchvision's `Resize`
             and `CenterCrop`; "squash" resizes straight to a square of `input_size`.
         strict: if True, files that cannot be decoded are an error here and now, at the price of looking into all.
-        batch: the most images in one block, and so in memory.
+        batch: the most images in one block; in memory are that, and as many again that are read ahead.
         limit: how many images to read, the first ones; all if None.
 
     Returns:
@@ -75,10 +69,10 @@ def read_images(
     for option, value in (("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{option} is a number of images, at least 1; got {value!r}")
-    like: Any = _ImageNet() if model is None else model
+    like: Any = ImageNet() if model is None else model
 
     def fit(picture: Image.Image) -> np.ndarray:
-        return fitted(picture.convert("RGB"), like.input_size, like.resize_size, resize)
+        return fitted(picture, like.input_size, like.resize_size, resize)
 
     if isinstance(source, np.ndarray):
         label, pictures = "array", from_array(source, "the array", "array")
@@ -88,7 +82,8 @@ def read_images(
         label, pictures = source, from_tfds(source, fit)
     elif isinstance(source, str | os.PathLike):
         label, pictures = os.fspath(source), from_path(Path(source), fit)
+        if label == "array" or label.partition(":")[0] in ("photos", "tfds"):
+            label = os.path.join(os.curdir, label)  # as it is, it would be read as another source
     else:
         raise InputError(f"images come from a name, a path or a uint8 array; got an object, {type(source).__name__}")
-    as_given = label == "array" or label.partition(":")[0] == "photos" or label.endswith((".npy", ".npz"))
-    return Images(label, pictures, like, resize=None if as_given else resize, strict=strict, batch=batch, limit=limit)
+    return Images(label, pictures, like, resize=resize, strict=strict, batch=batch, limit=limit)

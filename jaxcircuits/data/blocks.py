@@ -81,6 +81,8 @@ def _padded(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarra
 
 def image_shape(images: Images | Any) -> tuple[int, int, int]:
     """(H, W, C) of the first image."""
+    if isinstance(images, Images):
+        return images.shape
     for block in _blocks(images):
         return block.shape[1:]
     raise InputError("there are no images; expected at least one")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from jaxcircuits.data.ahead import THREADS
 from jaxcircuits.data.arrays import from_array, loaded
 from jaxcircuits.data.images import Pictures
 from jaxcircuits.errors import InputError, nearest
@@ -42,16 +43,21 @@ def from_path(path: Path, fit: Callable[[Image.Image], np.ndarray]) -> Pictures:
     return Pictures(
         len(files),
         names.__getitem__,
-        read=lambda i: fit(decoded(files[i])),
-        check=lambda i: decoded(files[i], sketch=True),
+        open=lambda i: opened(files[i]),
+        read=lambda picture: fit(decoded(picture)),
+        check=lambda picture: decoded(picture, sketch=True),
+        threads=THREADS,
+        resizable=True,
     )
 
 
-def decoded(path: Path, *, sketch: bool = False) -> Image.Image:
-    """A file as RGB; a sketch of a JPEG is an eighth as wide: the whole file is parsed, in a fifth of the time.
+def opened(path: Path) -> Image.Image:
+    """A file of which the beginning is read, and nothing decoded.
+
+    Only for the caller's thread: to silence Pillow's warnings changes what all threads see.
 
     Raises:
-        Exception: whatever the decoder raises, for pictures too large as well.
+        Exception: whatever Pillow raises, for pictures too large as well.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,12 +66,22 @@ def decoded(path: Path, *, sketch: bool = False) -> Image.Image:
             picture = Image.open(path, formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise ValueError("not a picture of a known format") from error
-        with picture:
-            if max(picture.size) > _LONGEST * min(picture.size):
-                raise ValueError("{} x {} is more than {} times as long as wide".format(*picture.size, _LONGEST))
-            if sketch:
-                picture.draft(None, (1, 1))
-            return picture.convert("RGB")
+    if max(picture.size) > _LONGEST * min(picture.size):
+        picture.close()
+        raise ValueError("{} x {} is more than {} times as long as wide".format(*picture.size, _LONGEST))
+    return picture
+
+
+def decoded(picture: Image.Image, *, sketch: bool = False) -> Image.Image:
+    """As RGB; a sketch of a JPEG is an eighth as wide: the whole file is parsed, in a fifth of the time.
+
+    Raises:
+        Exception: whatever the decoder raises.
+    """
+    picture.info.pop("transparency", None)  # Pillow warns where RGB cannot express it
+    if sketch:
+        picture.draft(None, (1, 1))
+    return picture.convert("RGB")
 
 
 def fitted(picture: Image.Image, size: int, shorter: int, resize: str) -> np.ndarray:

@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from jaxcircuits.data.files import BILINEAR, decoded
+from jaxcircuits.data.files import BILINEAR
 from jaxcircuits.data.images import Pictures
 from jaxcircuits.errors import InputError
 
@@ -29,7 +30,7 @@ def from_photos(source: str, size: int) -> Pictures:
     if source != "photos" and half not in _HALVES:
         raise InputError(f"there are no photos {source!r}; expected photos, photos:a or photos:b")
     paths = [_shipped(name) for name in (_HALVES[half] if half else _HALVES["a"] + _HALVES["b"])]
-    photo = lru_cache(maxsize=1)(decoded)  # the crops of a photograph follow one another
+    photo = lru_cache(maxsize=1)(_decoded)  # the crops of a photograph follow one another, and in one thread
 
     def read(i: int) -> np.ndarray:
         path, crop = paths[i // _CROPS], i % _CROPS
@@ -39,7 +40,12 @@ def from_photos(source: str, size: int) -> Pictures:
         left, top = (int(rng.integers(length - side + 1)) for length in whole.size)
         return np.asarray(whole.resize((size, size), BILINEAR, box=(left, top, left + side, top + side)))
 
-    return Pictures(len(paths) * _CROPS, lambda i: f"{paths[i // _CROPS].stem}#{i % _CROPS}", read)
+    return Pictures(len(paths) * _CROPS, lambda i: f"{paths[i // _CROPS].stem}#{i % _CROPS}", read, threads=1)
+
+
+def _decoded(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def _shipped(name: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxcircuits.data.ahead import THREADS
 from jaxcircuits.data.images import Pictures, reason
 from jaxcircuits.errors import InputError, nearest
 
@@ -36,9 +37,9 @@ def from_tfds(source: str, fit: Callable[[Image.Image], np.ndarray]) -> Pictures
         image = data[i]["image"]
         if image.dtype != np.uint8 or image.ndim != 3:
             raise ValueError(f"it is {image.dtype} of shape {image.shape}, not uint8 (H, W, C)")
-        return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+        return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB"))
 
-    return Pictures(len(data), lambda i: f"{split}#{i}", read)
+    return Pictures(len(data), lambda i: f"{split}#{i}", read, threads=THREADS, resizable=True)
 
 
 def _splits(name: str) -> dict[str, Any]:
