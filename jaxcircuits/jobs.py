@@ -61,6 +61,7 @@ def plan(
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_options(criterion, absolute, precision, chunk, batch)
     amounts = _amounts(keep, kernels)
+    source = _image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
     every = [features] if isinstance(features, Features) else list(features)
     every = joined(f.resolve(network.layers) for f in every)
@@ -76,7 +77,7 @@ def plan(
     shared = {
         "model": model.name,
         "weights": {"source": model.weights, "sha256": model.sha256},
-        "images": _image_source(images),
+        "images": source,
         "criterion": criterion,
         "absolute": None if criterion in BASELINES else absolute,
         "seed": seed if criterion == "random" else None,
@@ -222,7 +223,8 @@ def _identity(feature: Features) -> dict[str, Any]:
 def _image_source(images) -> dict[str, Any]:
     """Where the images came from, for the manifest."""
     if isinstance(images, Images):
-        return {"source": images.source, "resize": images.resize, "number": len(images), "digest": images.digest}
+        digest = images.digest  # before len, which would take another look at every file
+        return {"source": images.source, "resize": images.resize, "number": len(images), "digest": digest}
     sha = hashlib.sha256()
     for block, real in batches(images, 16):
         sha.update(np.ascontiguousarray(block[:real]).data)

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import jaxcircuits as jc
 from jaxcircuits.data import batches, count, files, photos, read_images
 from jaxcircuits.data.blocks import image_shape
 from jaxcircuits.errors import InputError
+from jaxcircuits.jobs import plan
 from tests.torchvision_oracle import torchvision
 
 SMALL = SimpleNamespace(input_size=32, resize_size=40, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -660,3 +662,12 @@ def test_bad_images_for_batches(images, message):
 def test_bad_size_for_batches():
     with pytest.raises(InputError, match="at least 1"):
         batches(NORMAL, 0)
+
+
+def test_a_plan_takes_one_look_at_a_folder(folder, decoding):
+    """The digest reads every picture; counting them takes no look of its own."""
+    model = jc.load("alexnet", weights="random")
+    images = read_images(folder, model)
+    del decoding[:]
+    plan(model, images, jc.Features("features.0", [1]))
+    assert len(decoding) == 7 + 1 and len(images) == 7  # the one is for the shape
