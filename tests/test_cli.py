@@ -122,6 +122,33 @@ def test_extract(made):
         assert image.format == "PNG" and image.width > 600 and len(colours) > 50
 
 
+COUNTED = """
+import atexit, collections, json, runpy, sys
+import jax
+
+seen = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: seen.update([event.rpartition("/")[2]]))
+atexit.register(lambda: json.dump(seen, open("seen.json", "w")))
+runpy.run_module("jaxcircuits", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing(pixels, tmp_path):
+    np.save(tmp_path / "two.npy", pixels)
+    env = {k: v for k, v in environment(str(tmp_path / "cache")).items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", COUNTED, "extract", "alexnet", "features.0:1", "--images", "two.npy"]
+    starts = []
+    for _ in range(2):
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=240)
+        programs = {path.name for path in (tmp_path / "cache" / "jaxcircuits" / "xla").glob("*-cache")}
+        circuits = {path: path.read_bytes() for path in (tmp_path / "circuits").rglob("*.safetensors")}
+        starts.append((json.loads((tmp_path / "seen.json").read_text()), programs, circuits))
+    (first, *made), (second, *found) = starts
+    assert first["cache_misses"] == len(made[0]) > 10 and found == made
+    assert second["cache_hits"] == second["compile_requests_use_cache"] and "cache_misses" not in second
+
+
 def test_circuit_files(made):
     folder = made[0] / "circuits" / "alexnet"
     path = folder / "features.3_dirs-1@3,4.snip.keep0.5.safetensors"

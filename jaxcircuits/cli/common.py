@@ -69,7 +69,7 @@ def _settled() -> Iterator[None]:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxcircuits", "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # there are many small programs
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so that r is not defined")  # the tables say "constant"
         warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it is only for speed
