@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import batch_size, chunk_size, in_chunks
+from jaxcircuits.chunks import batch_size, chunk_size
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
@@ -128,7 +129,8 @@ def score(
     weights = by_output(plan, model.variables)
     parts, done = [], 0
     while done < len(features):
-        part = next(in_chunks(features[done:], size))
+        # the last chunk is filled up with the last feature, so that it runs the same program
+        part = features[np.minimum(np.arange(done, done + size), len(features) - 1)]
         try:
             parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, batch, progress))
             done += size

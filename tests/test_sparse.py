@@ -39,7 +39,7 @@ def layers(draw):
     return layer_of(height, width, draw(st.integers(1, 3)), draw(st.integers(1, 4)), window, strides, padding, dilation)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(layer=layers(), density=st.sampled_from([0.0, 0.2, 1.0]), seed=st.integers(0, 99))
 def test_input_gradients_are_the_transposed_convolutions(layer, density, seed):
     rng = np.random.default_rng(seed)
@@ -103,7 +103,9 @@ def test_max_pool_of_many_features(window, stride, padding, ceil):
 
 
 def both_ways(monkeypatch, model, images, features, **options):
-    fast = jc.score(model, images, features, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "SPARSE", 2)
+        fast = jc.score(model, images, features, **options)
     with monkeypatch.context() as patch:
         patch.setattr(passes, "features_last", lambda features: False)
         plain = jc.score(model, images, features, **options)
@@ -185,7 +187,6 @@ def test_what_does_not_fit_at_all_is_an_error(small, monkeypatch):
 def test_a_compiled_step_that_is_too_large_is_halved(small, monkeypatch):
     """By the program's own figures."""
     features = jc.Features("features.3", directions=MANY)
-    network = small.model.network(small.images.shape[1:])
     sizes = []
     program = passes.program
 
@@ -197,8 +198,9 @@ def test_a_compiled_step_that_is_too_large_is_halved(small, monkeypatch):
     monkeypatch.setattr(passes, "program", noted)
     jc.score(small.model, small.images, features)
     (_, most), *_ = sizes
-    assert network and most > 0
+    assert most > 0
     sizes.clear()
     monkeypatch.setattr(passes, "device_memory", lambda: (most - 1) / passes.FITS)
     jc.score(small.model, small.images, features)
-    assert [size for size, _ in sizes][:2] == [9, 5] and {size for size, _ in sizes[2:]} == {5}
+    # tried, halved, and then every chunk, the last one filled up
+    assert [size for size, _ in sizes] == [9, 5, 5, 5]
