@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxcircuits import masked
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features, Place, find_layer, place_weights
 from jaxcircuits.gradients import activations
-from jaxcircuits.layers import Arrays
+from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Scores
@@ -83,16 +84,20 @@ def correlations(
     directions = features.matrix(network.layers[features.layer].outputs)
     size = min(CHUNK, len(features))
     plan = Plan(network, features.layer, features.place)
+    by_terms = [masked.suited(network.layers, features.layer, mask) for mask in masks]
+    near = tuple(dict.fromkeys(name for names in by_terms for name in names[: masked.NEAR]))
     with jax.default_matmul_precision("highest"):
         for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
             d = jnp.asarray(part.matrix(directions.shape[1]))
             done = 0
             for block, real in batches(images, batch):
                 block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
-                full, where = _full_maps(plan, model.variables, d, given, block, jnp.int32(real))
+                full, where, outputs = _full_maps(plan, near, model.variables, d, given, block, jnp.int32(real))
                 for f, k in np.ndindex(min(size, len(features) - start), len(masks)):
                     mask = {name: m[start + f] for name, m in masks[k].items()}
-                    found = _moments(plan, model.variables, mask, d, full, where, jnp.int32(f), block)
+                    terms = masked.all_terms(network.layers, by_terms[k], mask, outputs)
+                    rest = {name: m for name, m in mask.items() if name not in terms}
+                    found = _moments(plan, model.variables, rest, terms, d, full, where, jnp.int32(f), block)
                     moments[start + f, k] = _merged(moments[start + f, k], found)
                 done += real
                 progress(real * min(size, len(features) - start))
@@ -107,21 +112,28 @@ class Plan(NamedTuple):
     place: Place
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _full_maps(plan: Plan, variables, directions: Array, places: Array, images: Array, real: Array):
-    """The features in the full network (F, N, H, W), and where they count: 1 or 0, of the same shape."""
-    x = plan.network.run(variables, images)[plan.target]
-    maps = activations(plan.network.layers[plan.target], variables, x, directions)
+@functools.partial(jax.jit, static_argnames=("plan", "near"))
+def _full_maps(
+    plan: Plan, near: tuple[str, ...], variables, directions: Array, places: Array, images: Array, real: Array
+) -> tuple[Array, Array, Masks]:
+    """The features in the full network (F, N, H, W), and where they count: 1 or 0, of the same shape; the outputs of
+    the layers `near`."""
+    network = plan.network
+    inputs = network.run(variables, images)
+    maps = activations(network.layers[plan.target], variables, inputs[plan.target], directions)
     where = place_weights(plan.place, maps, places) * (jnp.arange(len(images)) < real)[:, None, None]
-    return maps, jnp.broadcast_to(where, maps.shape)
+    outputs = {name: masked.outputs(network.layers[name], variables, inputs[name]) for name in near}
+    return maps, jnp.broadcast_to(where, maps.shape), outputs
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _moments(plan: Plan, variables, mask, directions: Array, full: Array, where: Array, f: Array, images: Array):
+def _moments(
+    plan: Plan, variables, masks, terms, directions: Array, full: Array, where: Array, f: Array, images: Array
+):
     """Count, means, centred second moments and extremes of feature f in its circuit (x) and in the full network (y)."""
-    masked = with_masks(plan.network, variables, mask)
-    inputs = plan.network.run(masked, images)[plan.target]
-    x = activations(plan.network.layers[plan.target], masked, inputs, directions[f][None])[0]
+    variables = with_masks(plan.network, variables, masks)
+    inputs = plan.network.run(variables, images, terms=terms)[plan.target]
+    x = activations(plan.network.layers[plan.target], variables, inputs, directions[f][None])[0]
     y, counts = full[f], where[f]
     n = counts.sum()
     mean_x, mean_y = (x * counts).sum() / n, (y * counts).sum() / n

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import Array, lax
 
-from jaxcircuits import sparse
+from jaxcircuits import masked, sparse
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
 
-TAPS, PROBES, PINNED, SUPPORTS = (f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports"))
+TAPS, PROBES, PINNED, SUPPORTS, TERMS = (
+    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms")
+)
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
 
@@ -42,6 +44,7 @@ class Network:
         probes: Mapping[str, Array] | None = None,
         *,
         supports: Mapping[str, Array] | None = None,
+        terms: Mapping[str, masked.Terms] | None = None,
         pinned: bool = False,
     ) -> dict[str, Array]:
         """One forward pass.
@@ -52,6 +55,7 @@ class Network:
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
             supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
                 many features is then computed from there alone.
+            terms: {convolution: `masked.Terms`}, by which it is computed for a circuit; its own kernel is not masked.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
                 underflows, and a gradient is non-zero exactly where a path leads.
@@ -65,10 +69,11 @@ class Network:
         }
         # as variables, because nn.jit must see them
         given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (supports or {}).items()}
+        given |= {(TERMS, *self.layers[name].path, "terms"): found for name, found in (terms or {}).items()}
         variables = {**variables, **traverse_util.unflatten_dict(given)}
         # nn.jit caches its traces by the mutable collections, not by interceptors: a pinned run needs one of its own
         collections = [TAPS, PINNED] if pinned else [TAPS]
-        inner = _pin if pinned else functools.partial(_on_support, self.layers)
+        inner = _pin if pinned else functools.partial(_by_parts, self.layers)
         with nn.intercept_methods(_tap), nn.intercept_methods(inner):
             _, state = self.module.apply(variables, images, mutable=collections, **dict(self.options))
         taps: dict = traverse_util.flatten_dict(state[TAPS])
@@ -97,14 +102,18 @@ def _tap(call, args, kwargs, context):
     return context.module.perturb("probe", y, collection=PROBES) if probed else y
 
 
-def _on_support(layers: Mapping[str, Layer], call, args, kwargs, context):
+def _by_parts(layers: Mapping[str, Layer], call, args, kwargs, context):
     module = context.module
-    if not _layer_call(context) or not module.has_variable(SUPPORTS, "on"):
+    by_terms = _layer_call(context) and module.has_variable(TERMS, "terms")
+    on_support = _layer_call(context) and module.has_variable(SUPPORTS, "on")
+    if not by_terms and not on_support:
         return call(*args, **kwargs)
     x, parameters = args[0] if args else kwargs["inputs"], module.variables["params"]
     layer = layers[".".join(module.path)]
-    y = sparse.convolution(layer, x, parameters["kernel"], module.get_variable(SUPPORTS, "on"))
-    return y + parameters["bias"] if "bias" in parameters else y
+    kernel, bias = parameters["kernel"], parameters.get("bias", jnp.zeros(layer.outputs))
+    if by_terms:
+        return masked.convolution(layer, x, kernel, bias, module.get_variable(TERMS, "terms"))
+    return sparse.convolution(layer, x, kernel, module.get_variable(SUPPORTS, "on")) + bias
 
 
 def _pin(call, args, kwargs, context):

@@ -1,9 +1,12 @@
 """Pearson's r of circuits against NumPy's, over all images and positions."""
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 import jaxcircuits as jc
+from jaxcircuits import masked
 from jaxcircuits.faithfulness import KEEPS, correlations
 from tests import twins
 
@@ -133,3 +136,80 @@ def test_masks_that_do_not_fit(small, scores):
             jc.correlation(small.model, small.images, features, {**masks, name: mask})
     with pytest.raises(jc.InputError, match="there are 3 positions for 5 images"):
         jc.correlation(small.model, small.images, jc.Features("features.3", [4, 0], position=GIVEN[:3]), masks)
+
+
+class Wide(nn.Module):
+    """What is computed by terms (see `masked`), under nn.jit and nn.remat, with strides, dilation, a skip, no bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3), strides=2, name="a")(x))
+        y = nn.relu(nn.jit(nn.Conv)(24, (3, 5), kernel_dilation=(1, 2), padding=((1, 1), (4, 4)), name="b")(x))
+        y = nn.remat(nn.Conv)(16, (1, 1), use_bias=False, name="c")(y)
+        return nn.Conv(5, (3, 3), name="d")(nn.relu(nn.Conv(19, (3, 3), name="e")(x + nn.BatchNorm(True)(y))))
+
+
+def plainly(monkeypatch, found):
+    """The result of a function when every mask is multiplied into the weights."""
+    with monkeypatch.context() as patch:
+        patch.setattr(masked, "suited", lambda *_: ())
+        return found()
+
+
+def test_circuits_computed_by_terms_are_the_same(monkeypatch):
+    """Kernels added to the bias or taken off the full output, in groups or whole: as in the plain masked network."""
+    monkeypatch.setattr(masked, "GROUP", 4)
+    monkeypatch.setattr(masked, "FEW", 2)
+    rng, model = np.random.default_rng(0), jc.Model(Wide(), twins.random_variables(Wide(), (1, 12, 12, 3)))
+    images, features = rng.standard_normal((3, 12, 14, 3), np.float32), jc.Features("d", [1, 3])
+    shapes = {name: (2, layer.inputs, layer.outputs) for name, layer in model.layers.items()}
+    names = [*"abce"]
+    assert masked.suited(model.layers, "d", {n: np.ones(shapes[n], bool) for n in names}) == tuple(names)
+    ways, signs, original = set(), set(), masked.terms
+
+    def spied(mask, full, near):
+        found = original(mask, full, near)
+        ways.add(int(found.way))
+        signs.update(np.unique(found.factors).tolist())
+        return found
+
+    monkeypatch.setattr(masked, "terms", spied)
+    for intact in ("", "a", "ab", "abce"):
+        for density in (0.95, 0.5, 0.1):
+            uneven = rng.random((1, 1, 64)) ** 2  # some outputs lose more than others
+            masks = {
+                n: (rng.random(shapes[n]) > (1 - density) * 3 * uneven[..., : shapes[n][2]]) | (n in intact)
+                for n in names
+            }
+            masks["d"] = rng.random(shapes["d"]) > 0.2
+            found = jc.correlation(model, images, features, masks, batch=2)
+            plain = plainly(monkeypatch, lambda masks=masks: jc.correlation(model, images, features, masks, batch=2))
+            np.testing.assert_allclose(found, plain, atol=1e-5)
+    assert ways == {0, 1, 2} and signs == {-1, 0, 1}
+    masks = {n: rng.random(shapes[n]).astype(np.float32) for n in names}  # soft masks go the plain way
+    assert masked.suited(model.layers, "d", masks) == ()
+    assert np.isfinite(jc.correlation(model, images, features, masks)).all()
+
+
+def test_alexnets_curve_needs_one_program(alexnet, monkeypatch):
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+    features, compiled = jc.Features("features.10", [0, 7]), []
+    scores = jc.score(alexnet, images, features)
+    one = jc.Features("features.10", [0])
+    jc.correlation(alexnet, images, one, {n: m[:1] for n, m in jc.top_kernels(scores, keep=0.5).items()})
+    masks = [{n: m[:1] for n, m in jc.top_kernels(scores, keep=keep).items()} for keep in KEEPS]
+    others = [{n: m[1:] for n, m in jc.top_kernels(scores, keep=keep).items()} for keep in KEEPS]
+
+    def listen(event, duration_secs, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        r = correlations(alexnet, images, one, masks)
+        correlations(alexnet, images, jc.Features("features.10", [7]), others)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    plain = plainly(monkeypatch, lambda: correlations(alexnet, images, one, masks))
+    np.testing.assert_allclose(r, plain, atol=1e-5)

@@ -1,0 +1,143 @@
+"""A circuit's convolutions on a CPU: only the terms that its mask leaves, counted from whichever end is nearer.
+
+An output channel is its bias and one term for each kept kernel. Where the layer sees what it sees in the full network
+(no layer before it has lost a kernel), it is also the full network's output less one term for each dropped kernel: the
+shorter sum is taken. With input channels sorted by how many outputs want them, and outputs by the last input that they
+want, the wanted kernels stand in a staircase. A group of outputs is one convolution of the first n sorted inputs; n is
+rounded up to one of a few lengths, all of which are in the program, so that one program serves every mask.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxcircuits.layers import Arrays, Layer, Masks, Variables
+
+# Output channels of one convolution, and lengths to which its input channels are rounded up.
+GROUP, LENGTHS = 32, 8
+# Layers of fewer input channels, such as the first, are computed whole or not at all.
+FEW = 16
+# A staircase of more than this share of all kernels is slower than one whole convolution.
+DENSE = 0.85
+# How many of the first masked layers may start from the full network's outputs; nearly every circuit drops kernels in
+# the first two.
+NEAR = 2
+
+
+class Terms(NamedTuple):
+    """How one convolution of one circuit is computed.
+
+    Attributes:
+        factors: (I, O) int8: 1 to add a kernel's term, -1 to take it off the full output, else 0.
+        from_full: (O,) bool, which outputs start from the full network's.
+        rows, columns: the inputs (I,) and outputs (O,) in the staircase's order.
+        needs: how many inputs each group of outputs needs.
+        way: 0 nothing to compute, 1 the staircase, 2 a whole convolution.
+        full: the full network's output (N, H, W, O) where `from_full` may be true.
+    """
+
+    factors: np.ndarray
+    from_full: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    needs: np.ndarray
+    way: np.int32
+    full: Array | None
+
+
+def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
+    """The masked layers, in call order, for which `convolution` is the faster way: none but on a CPU."""
+    before = itertools.takewhile(lambda name: name != target, layers)
+    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool]
+    if jax.default_backend() != "cpu":
+        return ()
+    return tuple(la.name for la in found if la.kind == "conv" and la.groups == 1 and la.outputs >= 2 * GROUP)
+
+
+def all_terms(layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, full: Masks) -> dict[str, Terms]:
+    """The terms of these layers of one circuit with the masks {layer: (I, O)}; `full` are the outputs of some layers
+    in the full network."""
+    if not names:
+        return {}
+    given = {name: np.asarray(masks[name]) for name in layers if name in masks}
+    order = list(layers)
+    first = next((order.index(name) for name, mask in given.items() if not mask.all()), len(order))
+    return {name: terms(given[name], full.get(name), order.index(name) <= first) for name in names}
+
+
+def terms(mask: np.ndarray, full: Array | None, near: bool) -> Terms:
+    """The terms of a layer with the mask (I, O); `near`: it sees what it sees in the full network."""
+    inputs = len(mask)
+    from_full = (2 * mask.sum(0) > inputs) & (near and full is not None)
+    wanted = mask ^ from_full
+    rows = np.argsort(-wanted.sum(1), kind="stable").astype(np.int32)
+    reach = np.where(wanted[rows], np.arange(1, inputs + 1)[:, None], 0).max(0)
+    columns = np.argsort(-reach, kind="stable").astype(np.int32)
+    needs = reach[columns][::GROUP].astype(np.int32)
+    lengths = _lengths(inputs)
+    work = lengths[np.searchsorted(lengths, needs)].sum() * GROUP
+    way = 0 if not work else 2 if work > DENSE * mask.size or inputs < FEW else 1
+    if way == 2:
+        from_full, wanted = np.zeros_like(from_full), mask
+    factors = np.where(from_full, -1, 1).astype(np.int8) * wanted
+    return Terms(factors, from_full, rows, columns, needs, np.int32(way), full)
+
+
+def _lengths(inputs: int) -> np.ndarray:
+    return np.unique(np.ceil(inputs * np.arange(LENGTHS + 1) / LENGTHS).astype(np.int32))
+
+
+def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms) -> Array:
+    """The layer's output (N, H, W, O) in the circuit; x (N, H, W, I), kernel (h, w, I, O) unmasked."""
+    shape = (len(x), *layer.positions)
+
+    def nothing() -> Array:
+        start = bias if terms.full is None else jnp.where(terms.from_full, terms.full, bias)
+        return jnp.broadcast_to(start, (*shape, layer.outputs))
+
+    def staircase() -> Array:
+        groups = len(terms.needs)
+        weights = (kernel * terms.factors)[:, :, terms.rows][..., terms.columns]
+        weights = jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, groups * GROUP - layer.outputs)))
+        weights = jnp.moveaxis(weights.reshape(*weights.shape[:3], groups, GROUP), 3, 0)
+        inputs, lengths = x[..., terms.rows], _lengths(layer.inputs)
+
+        def of_length(n: int):
+            return lambda w: _convolution(layer, inputs[..., :n], w[:, :, :n]) if n else jnp.zeros((*shape, GROUP))
+
+        def group(w: Array, need: Array) -> Array:
+            return lax.switch(jnp.searchsorted(lengths, need), [of_length(n) for n in lengths.tolist()], w)
+
+        y = lax.map(lambda args: group(*args), (weights, terms.needs))
+        y = jnp.moveaxis(y, 0, -2).reshape(*shape, -1)
+        back = jnp.zeros(layer.outputs, jnp.int32).at[terms.columns].set(jnp.arange(layer.outputs, dtype=jnp.int32))
+        return nothing() + y[..., back]
+
+    def whole() -> Array:
+        return _convolution(layer, x, kernel * terms.factors) + bias
+
+    return lax.switch(terms.way, [nothing, staircase, whole])
+
+
+def outputs(layer: Layer, variables: Variables, x: Array) -> Array:
+    """The layer's output (N, H, W, O) in the full network."""
+    kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
+    return _convolution(layer, x, kernel) + layer.bias(variables)
+
+
+def _convolution(layer: Layer, x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        layer.strides,
+        layer.padding,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
