@@ -34,10 +34,15 @@ def device_memory() -> int:
     return min(limits)
 
 
-def batch_size(images: int) -> int:
-    """Images a device call: at most `IMAGES`, and as few as fill the same number of calls."""
+def batch_size(network: Network, layers: tuple[str, ...], *, images: int, whole_set: bool) -> int:
+    """Images a device call: at most `IMAGES`, as few as fill the same number of calls, one where memory is short.
+
+    Features together gain more than images together.
+    """
     calls = -(-images // IMAGES)
-    return -(-images // calls)
+    several = -(-images // calls)
+    roomy = chunk_size(network, layers, batch=several, whole_set=whole_set) == LARGEST
+    return several if roomy else 1
 
 
 def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, whole_set: bool) -> int:

@@ -137,7 +137,7 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            images_a_call = batch or batch_size(number)
+            images_a_call = batch or batch_size(network, job.layers, images=number, whole_set=whole_set)
             size = chunk or chunk_size(network, job.layers, batch=images_a_call, whole_set=whole_set)
             size = min(size, len(job.features))
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):

@@ -121,8 +121,9 @@ def score(
         return Scores(values, possible, chosen, record)
     rule = find_criterion(criterion, absolute)
     plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, PRECISIONS[precision])
-    batch = batch or batch_size(number)
-    size = min(chunk or chunk_size(network, chosen, batch=batch, whole_set=absolute == "whole_set"), len(features))
+    whole_set = absolute == "whole_set"
+    batch = batch or batch_size(network, chosen, images=number, whole_set=whole_set)
+    size = min(chunk or chunk_size(network, chosen, batch=batch, whole_set=whole_set), len(features))
     plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
     if chunk is None:
         size = fitting(plan, model.variables, size, batch)
