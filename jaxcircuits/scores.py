@@ -44,7 +44,7 @@ class Record(NamedTuple):
     images: int
     seed: int | None
     precision: str
-    sparse: bool
+    sparse: bool = False
 
 
 @functools.partial(
@@ -111,7 +111,7 @@ def score(
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
     model.check_weights((*chosen, features.layer))
     number = count(images)
-    record = Record(criterion, absolute, features.objective, number, None, precision, sparse=False)
+    record = Record(criterion, absolute, features.objective, number, None, precision)
     if criterion in BASELINES:
         possible = relevant(network, model.variables, features, chosen)
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}

@@ -108,7 +108,7 @@ def test_what_is_overwritten(tmp_path):
     first = path.read_bytes()
     circuit().save(path)
     assert path.read_bytes() == first
-    computed = {"correlation": 0.25, "kept": 8, "effective": 6, "relevant": 17, "versions": {}}
+    computed = {"correlation": 0.25, "kept": 8, "effective": 6, "relevant": 17, "sparse": True, "versions": {}}
     assert set(computed) == COMPUTED
     circuit(**computed).save(path)  # the same question
     for other in (circuit(keep=0.1), circuit(seed=3), jc.Circuit({"features.0": MASKS["features.0"]}, MANIFEST)):
