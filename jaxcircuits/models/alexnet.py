@@ -30,6 +30,4 @@ class AlexNet(nn.Module):
         return nn.Dense(self.num_classes, name="classifier.6")(x)
 
 
-def alexnet(num_classes: int = 1000) -> AlexNet:
-    """AlexNet."""
-    return AlexNet(num_classes)
+VARIANTS = {"alexnet": AlexNet}

@@ -1,8 +1,68 @@
-"""What the models share: pooling and flattening the way PyTorch does them."""
+"""What the models share: pieces that several families are made of, pooling and flattening the way PyTorch does them."""
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+
+def identity(x: Array) -> Array:
+    """An activation that is none."""
+    return x
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, BatchNorm and an activation; padded so that strides alone make it smaller.
+
+    Attributes:
+        features: output channels.
+        window: side of the kernel, or its height and width.
+        activation: after BatchNorm.
+        epsilon, momentum: of BatchNorm, whose running statistics decay with `momentum` (1 less PyTorch's).
+        names: of the convolution and of BatchNorm.
+    """
+
+    features: int
+    window: int | tuple[int, int] = 3
+    strides: int = 1
+    groups: int = 1
+    activation: Callable[[Array], Array] = nn.relu
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    names: tuple[str, str] = ("0", "1")
+    padding: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        window = (self.window,) * 2 if isinstance(self.window, int) else self.window
+        padding = [(w - 1) // 2 if self.padding is None else self.padding for w in window]
+        x = nn.Conv(
+            self.features,
+            window,
+            self.strides,
+            [(p, p) for p in padding],
+            feature_group_count=self.groups,
+            use_bias=False,
+            name=self.names[0],
+        )(x)
+        x = nn.BatchNorm(not train, momentum=self.momentum, epsilon=self.epsilon, name=self.names[1])(x)
+        return self.activation(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels scaled by what a small network, fc1 and fc2, makes of their means (arXiv 1709.01507)."""
+
+    squeezed: int
+    activation: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        means = x.mean((1, 2), keepdims=True)
+        squeezed = self.activation(nn.Conv(self.squeezed, (1, 1), name="fc1")(means))
+        return x * self.gate(nn.Conv(x.shape[-1], (1, 1), name="fc2")(squeezed))
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:

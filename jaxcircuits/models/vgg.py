@@ -1,5 +1,8 @@
 """VGG as in torchvision, with and without BatchNorm: "Very Deep Convolutional Networks" (arXiv 1409.1556)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 from jax import Array
 
@@ -43,41 +46,9 @@ class VGG(nn.Module):
         return nn.Dense(self.num_classes, name="classifier.6")(x)
 
 
-def vgg11(num_classes: int = 1000) -> VGG:
-    """VGG-11."""
-    return VGG(CONVOLUTIONS[11], num_classes=num_classes)
+def _variants() -> dict[str, Callable[..., VGG]]:
+    plain = {f"vgg{depth}": partial(VGG, counts) for depth, counts in CONVOLUTIONS.items()}
+    return plain | {f"{name}_bn": partial(vgg, batch_norm=True) for name, vgg in plain.items()}
 
 
-def vgg11_bn(num_classes: int = 1000) -> VGG:
-    """VGG-11 with BatchNorm."""
-    return VGG(CONVOLUTIONS[11], batch_norm=True, num_classes=num_classes)
-
-
-def vgg13(num_classes: int = 1000) -> VGG:
-    """VGG-13."""
-    return VGG(CONVOLUTIONS[13], num_classes=num_classes)
-
-
-def vgg13_bn(num_classes: int = 1000) -> VGG:
-    """VGG-13 with BatchNorm."""
-    return VGG(CONVOLUTIONS[13], batch_norm=True, num_classes=num_classes)
-
-
-def vgg16(num_classes: int = 1000) -> VGG:
-    """VGG-16."""
-    return VGG(CONVOLUTIONS[16], num_classes=num_classes)
-
-
-def vgg16_bn(num_classes: int = 1000) -> VGG:
-    """VGG-16 with BatchNorm."""
-    return VGG(CONVOLUTIONS[16], batch_norm=True, num_classes=num_classes)
-
-
-def vgg19(num_classes: int = 1000) -> VGG:
-    """VGG-19."""
-    return VGG(CONVOLUTIONS[19], num_classes=num_classes)
-
-
-def vgg19_bn(num_classes: int = 1000) -> VGG:
-    """VGG-19 with BatchNorm."""
-    return VGG(CONVOLUTIONS[19], batch_norm=True, num_classes=num_classes)
+VARIANTS = _variants()
