@@ -1,12 +1,10 @@
 """Plots of the figures; matplotlib is imported when one is drawn."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcircuits.files import write_whole
-from jaxcircuits.plots import COLOURS
+from jaxcircuits.plots import COLOURS, save
 
 Records = Sequence[dict[str, Any]]
 
@@ -33,7 +31,7 @@ def ratios(path: Path, records: Records) -> None:
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def scaling(path: Path, records: Records) -> None:
@@ -58,7 +56,7 @@ def scaling(path: Path, records: Records) -> None:
             one.set_xlabel("features")
             one.grid(alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", ncols=len(COLOURS), fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _features(record: dict[str, Any]) -> int:
@@ -73,9 +71,3 @@ def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes if columns > 1 else axes[0, 0]
-
-
-def _save(figure: Any, path: Path) -> None:
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())

@@ -34,6 +34,14 @@ def device_memory() -> int:
     return min(limits)
 
 
+def sizes(
+    network: Network, layers: tuple[str, ...], *, images: int, whole_set: bool, chunk: int | None, batch: int | None
+) -> tuple[int, int]:
+    """Features and images a device call: those asked for, or what fits."""
+    batch = batch or batch_size(network, layers, images=images, whole_set=whole_set)
+    return chunk or chunk_size(network, layers, batch=batch, whole_set=whole_set), batch
+
+
 def batch_size(network: Network, layers: tuple[str, ...], *, images: int, whole_set: bool) -> int:
     """Images a device call: at most `IMAGES`, as few as fill the same number of calls, one where memory is short.
 
@@ -57,9 +65,13 @@ def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, whole_s
     return int(max(1, min(LARGEST, budget // (4 * per_feature))))
 
 
+def chunk_at(features: Features, start: int, size: int) -> Features:
+    """`size` features from `start` on; the last chunk is filled up with the last feature, to run the same program."""
+    return features[np.minimum(np.arange(start, start + size), len(features) - 1)]
+
+
 def in_chunks(features: Features, size: int) -> Iterator[Features]:
-    """Chunks of one size, so that they all run the same program; the last is filled up with the last feature."""
+    """Chunks of one size, at most all features."""
     size = min(size, len(features))
     for start in range(0, len(features), size):
-        rows = np.minimum(np.arange(start, start + size), len(features) - 1)
-        yield features[rows]
+        yield chunk_at(features, start, size)

@@ -103,7 +103,7 @@ def supports(network: Network, variables: Variables, target: str, images: Array)
     """
     before = itertools.takewhile(lambda name: name != target, network.layers)
     layers = {name: network.layers[name] for name in before}
-    names = tuple(n for n, layer in layers.items() if layer.kind == "conv" and layer.groups == 1 and not layer.trouble)
+    names = tuple(n for n, layer in layers.items() if layer.ungrouped and not layer.trouble)
     probes = network.probes(names, len(images))
     x, pullback = jax.vjp(lambda probes: network.run(variables, images, probes)[target], probes)
     (found,) = pullback(jax.random.normal(jax.random.key(0), x.shape))

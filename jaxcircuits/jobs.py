@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.chunks import batch_size, chunk_size, in_chunks
+from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES
 from jaxcircuits.data import Images, batches, count, image_shape
@@ -137,8 +137,7 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            images_a_call = batch or batch_size(network, job.layers, images=number, whole_set=whole_set)
-            size = chunk or chunk_size(network, job.layers, batch=images_a_call, whole_set=whole_set)
+            size, _ = sizes(network, job.layers, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
             size = min(size, len(job.features))
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]

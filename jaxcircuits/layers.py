@@ -57,6 +57,11 @@ class Layer:
         return _as_maps(self.input_shape)
 
     @property
+    def ungrouped(self) -> bool:
+        """Whether it is a convolution that every input channel reaches every output channel through."""
+        return self.kind == "conv" and self.groups == 1
+
+    @property
     def kernels(self) -> int:
         return self.inputs * self.outputs
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.layers import Arrays, Layer, Masks, Variables
+from jaxcircuits.ops import convolve
 
 # Output channels of one convolution, and lengths to which its input channels are rounded up.
 GROUP, LENGTHS = 32, 8
@@ -58,7 +59,7 @@ def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str
     found = [layers[name] for name in before if name in masks and masks[name].dtype == bool]
     if jax.default_backend() != "cpu":
         return ()
-    return tuple(la.name for la in found if la.kind == "conv" and la.groups == 1 and la.outputs >= 2 * GROUP)
+    return tuple(la.name for la in found if la.ungrouped and la.outputs >= 2 * GROUP)
 
 
 def all_terms(layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, full: Masks) -> dict[str, Terms]:
@@ -110,7 +111,7 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         inputs, lengths = x[..., terms.rows], _lengths(layer.inputs)
 
         def of_length(n: int):
-            return lambda w: _convolution(layer, inputs[..., :n], w[:, :, :n]) if n else jnp.zeros((*shape, GROUP))
+            return lambda w: convolve(layer, inputs[..., :n], w[:, :, :n]) if n else jnp.zeros((*shape, GROUP))
 
         def group(w: Array, need: Array) -> Array:
             return lax.switch(jnp.searchsorted(lengths, need), [of_length(n) for n in lengths.tolist()], w)
@@ -121,7 +122,7 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         return nothing() + y[..., back]
 
     def whole() -> Array:
-        return _convolution(layer, x, kernel * terms.factors) + bias
+        return convolve(layer, x, kernel * terms.factors) + bias
 
     return lax.switch(terms.way, [nothing, staircase, whole])
 
@@ -129,15 +130,4 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
 def outputs(layer: Layer, variables: Variables, x: Array) -> Array:
     """The layer's output (N, H, W, O) in the full network."""
     kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
-    return _convolution(layer, x, kernel) + layer.bias(variables)
-
-
-def _convolution(layer: Layer, x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        layer.strides,
-        layer.padding,
-        rhs_dilation=layer.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return convolve(layer, x, kernel) + layer.bias(variables)

@@ -39,10 +39,15 @@ def patches(layer: Layer, x: Array) -> Array:
     return x.reshape(len(x), math.prod(layer.positions), math.prod(layer.window), x.shape[-1])
 
 
-def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
-    """Features as output channels of a convolution: x (N, H, W, C), kernels (F, K, C) -> (F, N, H', W')."""
-    kernel = kernels.reshape(-1, *layer.window, x.shape[-1]).transpose(1, 2, 3, 0)
-    maps = lax.conv_general_dilated(
+def split_patches(layer: Layer, x: Array) -> Array:
+    """`patches` by group of the layer: (N, P, K, G, I)."""
+    seen = patches(layer, x)
+    return seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
+
+
+def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
+    """A layer's geometry with another kernel, without groups: x (N, H, W, C), kernel (h, w, C, O) -> (N, H', W', O)."""
+    return lax.conv_general_dilated(
         x,
         kernel,
         layer.strides,
@@ -50,7 +55,12 @@ def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
         rhs_dilation=layer.dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return maps.transpose(3, 0, 1, 2)
+
+
+def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
+    """Features as output channels of a convolution: x (N, H, W, C), kernels (F, K, C) -> (F, N, H', W')."""
+    kernel = kernels.reshape(-1, *layer.window, x.shape[-1]).transpose(1, 2, 3, 0)
+    return convolve(layer, x, kernel).transpose(3, 0, 1, 2)
 
 
 def feature_input_gradients(layer: Layer, cotangents: Array, kernels: Array) -> Array:

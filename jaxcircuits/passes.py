@@ -56,7 +56,7 @@ class Plan(NamedTuple):
         layer = self.network.layers[name]
         if name == self.target:
             return self.criterion.target
-        gathered = self.sparse and layer.kind == "conv" and layer.groups == 1
+        gathered = self.sparse and layer.ungrouped
         return self.criterion.on_support if gathered else self.criterion.dense
 
     def nothing(self, features: int) -> Sums:
@@ -87,7 +87,7 @@ def program(plan: Plan, variables: Variables, features: int, batch: int) -> Prog
     known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch)
     if key not in known:
         target = plan.network.layers[plan.target]
-        weights = jax.eval_shape(functools.partial(by_output, plan), variables)
+        weights = jax.eval_shape(functools.partial(by_output, plan.network, plan.layers), variables)
         sums = jax.eval_shape(functools.partial(plan.nothing, features))
         masks = {name: (features, plan.network.layers[name].inputs, plan.network.layers[name].outputs) for name in sums}
         possible = {name: jax.ShapeDtypeStruct(shape, bool) for name, shape in masks.items()}
@@ -116,10 +116,10 @@ def _bytes(step) -> int:
     return sum(getattr(memory, part, 0) for part in parts) - getattr(memory, "alias_size_in_bytes", 0)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def by_output(plan: Plan, variables: Variables) -> dict[str, Array]:
-    """The scored layers' weights (O, K, I), as criteria take them; made once for all images."""
-    return {name: plan.network.layers[name].weight_by_output(variables) for name in plan.layers}
+@functools.partial(jax.jit, static_argnames=("network", "layers"))
+def by_output(network: Network, layers: tuple[str, ...], variables: Variables) -> dict[str, Array]:
+    """The layers' weights (O, K, I), as criteria take them; made once for all images."""
+    return {name: network.layers[name].weight_by_output(variables) for name in layers}
 
 
 def is_sparse(plan: Plan, variables: Variables, features: int, images) -> bool:
@@ -131,16 +131,17 @@ def is_sparse(plan: Plan, variables: Variables, features: int, images) -> bool:
         return False
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
-        return float(_support_share(plan._replace(sparse=False), variables, jnp.asarray(block))) < SPARSE
+        share = _support_share(plan.network, plan.target, plan.layers, variables, jnp.asarray(block))
+    return float(share) < SPARSE
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _support_share(plan: Plan, variables: Variables, image: Array) -> Array:
+@functools.partial(jax.jit, static_argnames=("network", "target", "layers"))
+def _support_share(network: Network, target: str, layers: tuple[str, ...], variables: Variables, image: Array) -> Array:
     """Which share of the dense multiplications has a gradient that is not zero."""
-    found = supports(plan.network, variables, plan.target, image)
-    layers = {name: plan.network.layers[name] for name in plan.layers if name != plan.target}
+    found = supports(network, variables, target, image)
+    before = {name: network.layers[name] for name in layers if name != target}
     work = {name: layer.kernels * layer.window[0] * layer.window[1] * layer.positions[0] * layer.positions[1]
-            for name, layer in layers.items()}  # fmt: skip
+            for name, layer in before.items()}  # fmt: skip
     shares = [work[name] * (found[name].mean() if name in found else 1.0) for name in work]
     return jnp.asarray(sum(shares)) / sum(work.values())
 

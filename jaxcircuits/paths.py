@@ -19,7 +19,7 @@ from jaxcircuits.features import Features
 from jaxcircuits.gradients import gradients, scored_layers
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
-from jaxcircuits.ops import patches
+from jaxcircuits.ops import split_patches
 from jaxcircuits.taps import Network, ones
 
 
@@ -103,8 +103,7 @@ def _on_path(
     reached = {}
     for name in layers:
         layer = network.layers[name]
-        seen = patches(layer, found.inputs[name]).sum(2)[0]
-        seen = seen.reshape(len(seen), layer.groups, -1)
+        seen = split_patches(layer, found.inputs[name]).sum(2)[0]
         g = found.cotangents[..., None] * directions[:, None, None] if name == target else found.outputs[name]
         # nothing is negative here, so that no path cancels another
         g = g.reshape(len(directions), len(seen), layer.groups, -1)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxcircuits.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED = 7  # features that a legend names; more than that are grey lines behind their mean
 # Okabe and Ito's colours, which the colour-blind can tell apart
@@ -58,6 +62,11 @@ def curves(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_whole(path, png.getvalue())

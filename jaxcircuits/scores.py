@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import batch_size, chunk_size
+from jaxcircuits.chunks import chunk_at, sizes
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
@@ -122,16 +121,15 @@ def score(
     rule = find_criterion(criterion, absolute)
     plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, PRECISIONS[precision])
     whole_set = absolute == "whole_set"
-    batch = batch or batch_size(network, chosen, images=number, whole_set=whole_set)
-    size = min(chunk or chunk_size(network, chosen, batch=batch, whole_set=whole_set), len(features))
+    size, batch = sizes(network, chosen, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
+    size = min(size, len(features))
     plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
     if chunk is None:
         size = fitting(plan, model.variables, size, batch)
-    weights = by_output(plan, model.variables)
+    weights = by_output(network, chosen, model.variables)
     parts, done = [], 0
     while done < len(features):
-        # the last chunk is filled up with the last feature, so that it runs the same program
-        part = features[np.minimum(np.arange(done, done + size), len(features) - 1)]
+        part = chunk_at(features, done, size)
         try:
             parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, batch, progress))
             done += size

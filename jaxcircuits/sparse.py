@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from jaxcircuits.layers import Layer
+from jaxcircuits.ops import convolve
 
 # Lists are padded to one of a few lengths, each so many times the one before; what is longer is cut into pieces.
 SHORTEST, RATIO, LONGEST = 16, 2.0, 128
@@ -180,29 +181,18 @@ def convolution(layer: Layer, x: Array, kernel: Array, on: Array) -> Array:
 
     `on` (N, P, O) must cover every place where a cotangent can be non-zero. Kernel gradients are not provided.
     """
-    return _dense(layer, x, kernel)
-
-
-def _dense(layer: Layer, x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        layer.strides,
-        layer.padding,
-        rhs_dilation=layer.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return convolve(layer, x, kernel)
 
 
 def _forward(layer: Layer, x: Array, kernel: Array, on: Array):
-    return _dense(layer, x, kernel), (kernel, on)
+    return convolve(layer, x, kernel), (kernel, on)
 
 
 def _backward(layer: Layer, residuals: tuple[Array, Array], g: Array):
     @custom_vmap
     def input_gradient(kernel: Array, on: Array, g: Array) -> Array:
         image = jax.ShapeDtypeStruct((len(g), *layer.input_maps), g.dtype)
-        return jax.linear_transpose(lambda x: _dense(layer, x, kernel), image)(g)[0]
+        return jax.linear_transpose(lambda x: convolve(layer, x, kernel), image)(g)[0]
 
     @input_gradient.def_vmap
     def _(axis_size: int, in_batched, kernel: Array, on: Array, g: Array):

@@ -92,23 +92,27 @@ def _layer_call(context: nn.module.InterceptorContext) -> bool:
     return context.method_name == "__call__" and isinstance(context.module, (nn.Conv, nn.Dense))
 
 
+def _input(args, kwargs) -> Array:
+    return args[0] if args else kwargs["inputs"]
+
+
 def _tap(call, args, kwargs, context):
     if not _layer_call(context):
         return call(*args, **kwargs)
-    x = args[0] if args else kwargs["inputs"]
     y = call(*args, **kwargs)
-    context.module.sow(TAPS, "input", x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    context.module.sow(TAPS, "input", _input(args, kwargs), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     probed = context.module.has_variable(PROBES, "probe")
     return context.module.perturb("probe", y, collection=PROBES) if probed else y
 
 
 def _by_parts(layers: Mapping[str, Layer], call, args, kwargs, context):
     module = context.module
-    by_terms = _layer_call(context) and module.has_variable(TERMS, "terms")
-    on_support = _layer_call(context) and module.has_variable(SUPPORTS, "on")
+    if not _layer_call(context):
+        return call(*args, **kwargs)
+    by_terms, on_support = module.has_variable(TERMS, "terms"), module.has_variable(SUPPORTS, "on")
     if not by_terms and not on_support:
         return call(*args, **kwargs)
-    x, parameters = args[0] if args else kwargs["inputs"], module.variables["params"]
+    x, parameters = _input(args, kwargs), module.variables["params"]
     layer = layers[".".join(module.path)]
     kernel, bias = parameters["kernel"], parameters.get("bias", jnp.zeros(layer.outputs))
     if by_terms:
@@ -171,7 +175,7 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
     def note(call, args, kwargs, context):
         if not _layer_call(context):
             return call(*args, **kwargs)
-        x = args[0] if args else kwargs["inputs"]
+        x = _input(args, kwargs)
         y = call(*args, **kwargs)
         sown = context.module.sow(TAPS, "seen", x)
         kernel = context.module.get_variable("params", "kernel")

@@ -24,7 +24,7 @@ from jax import Array, lax
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import patches
+from jaxcircuits.ops import patches, split_patches
 
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
@@ -32,8 +32,7 @@ BLOCK = 16
 
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
     """A function of an output channel o: A[o] (N, P, I)."""
-    seen = patches(layer, x)
-    seen = jnp.moveaxis(seen.reshape(*seen.shape[:3], layer.groups, layer.inputs), 3, 0)
+    seen = jnp.moveaxis(split_patches(layer, x), 3, 0)
     group = layer.outputs // layer.groups
     return lambda o: jnp.einsum("npki,ki->npi", seen[o // group] if layer.groups > 1 else seen[0], w[o])
 

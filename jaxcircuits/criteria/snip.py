@@ -21,7 +21,7 @@ from jax import Array, lax
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import patches
+from jaxcircuits.ops import patches, split_patches
 
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
@@ -29,7 +29,7 @@ def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Ar
 
     Each is reduced while it is in the cache.
     """
-    seen = _split_patches(layer, x)
+    seen = split_patches(layer, x)
 
     def one(g: Array) -> Array:
         def image(total: Array, seen: tuple[Array, Array]) -> tuple[Array, None]:
@@ -43,15 +43,9 @@ def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Ar
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, O, k, I)."""
-    seen = _split_patches(layer, x)
+    seen = split_patches(layer, x)
     gradients = lax.map(lambda g: jnp.einsum("npgo,npkgi->goki", g, seen), _split_gradients(layer, g))
     return total + gradients.reshape(total.shape)
-
-
-def _split_patches(layer: Layer, x: Array) -> Array:
-    """(N, P, k, G, I)"""
-    seen = patches(layer, x)
-    return seen.reshape(*seen.shape[:3], layer.groups, layer.inputs)
 
 
 def _split_gradients(layer: Layer, g: Array) -> Array:
