@@ -21,6 +21,7 @@ from jaxcircuits.jobs import extract
 from jaxcircuits.masks import iou, top_kernels
 from jaxcircuits.model import Model, load
 from jaxcircuits.paths import effective_kernels, relevant_kernels
+from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.scores import Scores, score
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "iou",
     "load",
     "read_images",
+    "receptive_fields",
     "relevant_kernels",
     "score",
     "top_kernels",

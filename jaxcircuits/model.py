@@ -187,11 +187,11 @@ def _check_name(name: str) -> None:
         raise InputError(f"there is no model {name!r}; {nearest(name, ARCHITECTURES)}")
 
 
-def describe_architecture(name: str) -> Network:
-    """The layers of a torchvision architecture, without any weights."""
+def describe_architecture(name: str) -> tuple[Network, Any]:
+    """The layers of a torchvision architecture without any weights, and the shapes of its variables."""
     _check_name(name)
     module, template = _fitting(name, {})
-    return describe(module, template, (224, 224, 3), {})
+    return describe(module, template, (224, 224, 3), {}), template
 
 
 def _fitting(name: str, state: StateDict) -> tuple[nn.Module, Any]:

@@ -13,6 +13,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, folder
 from jaxcircuits.model import checkpoint_manifest, describe_architecture, load
 from jaxcircuits.models import ARCHITECTURES
+from jaxcircuits.receptive import fields
 from weights_conversion import is_checkpoint, save_checkpoint, write_state
 from weights_conversion.files import FORMATS
 from weights_conversion.lpips import FILES
@@ -63,6 +64,8 @@ def info(model: str | None, as_json) -> None:
         screen.table(("model", "weights without a file"), [[name, ", ".join(s)] for name, s in sources.items()])
         screen.json({"models": list(ARCHITECTURES), "weights": sources})
         return
+    network, variables = describe_architecture(model)
+    seen = fields(network, variables)
     layers = [
         {
             "layer": layer.name,
@@ -70,9 +73,10 @@ def info(model: str | None, as_json) -> None:
             "weight": [layer.outputs, layer.inputs, *(layer.window if layer.kind == "conv" else ())],
             "kernels": layer.kernels,
             "output": [layer.outputs, *(layer.positions if layer.kind == "conv" else ())],
+            "receptive_field": list(seen[layer.name].size),
         }
-        for layer in describe_architecture(model).layers.values()
+        for layer in network.layers.values()
     ]
     cells = [[" x ".join(map(str, v)) if isinstance(v, list) else v for v in layer.values()] for layer in layers]
-    screen.table(("layer", "kind", "weight (O x I x h x w)", "kernels", "output (O x H x W)"), cells)
+    screen.table(("layer", "kind", "weight (O x I x h x w)", "kernels", "output (O x H x W)", "receptive field"), cells)
     screen.json({"model": model, "layers": layers})
