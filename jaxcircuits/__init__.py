@@ -11,6 +11,7 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
+from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
@@ -38,6 +39,7 @@ __all__ = [
     "effective_kernels",
     "export_circuit",
     "extract",
+    "from_nnx",
     "iou",
     "load",
     "read_images",

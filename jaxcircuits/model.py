@@ -41,13 +41,14 @@ _EXPECTED = ImageNet()
 class Model:
     """A linen module, its variables, and what its images look like. Any convolutional linen module will do.
 
-    Calling it with images (N, H, W, C) gives the network's output.
+    Calling it with images (N, H, W, C) gives the network's output. For nnx modules there is `from_nnx`.
 
     Args:
         module: takes images (N, H, W, C). Layers are its `nn.Conv` and `nn.Dense`, named by their module path.
         variables: as `module.init` returns them.
         name: what it is called in file names and manifests.
-        apply_options: keyword arguments of `module.apply` that put it in evaluation mode, such as {"train": False}.
+        apply_options: keyword arguments of `module.apply`: those that put it in evaluation mode, such as
+            {"train": False}, or {"method": function} for a function (module, images) that is built from it.
         input_size: height and width of the images, in pixels.
         resize_size: what the shorter side of a picture is resized to before the centre is cropped.
         channels: of the images.

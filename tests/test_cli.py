@@ -329,7 +329,7 @@ def test_info(process, tmp_path):
     start = time.monotonic()
     done = process(tmp_path, "info", "alexnet")
     assert time.monotonic() - start < 20
-    assert re.search(r"^features.10 +conv +256 x 256 x 3 x 3 +65536 +256 x 13 x 13$", done.stdout, re.M)
+    assert re.search(r"^features.10 +conv +256 x 256 x 3 x 3 +65536 +256 x 13 x 13 +163 x 163$", done.stdout, re.M)
     layers = json.loads(CliRunner().invoke(main, ["info", "alexnet", "--json"]).stdout)["layers"]
     assert layers[0]["weight"] == [64, 3, 11, 11] and [layer["kind"] for layer in layers].count("dense") == 3
     assert "alexnet" in json.loads(CliRunner().invoke(main, ["info", "--json"]).stdout)["models"]
