@@ -21,7 +21,7 @@ from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import top_kernels
 from jaxcircuits.model import Model
-from jaxcircuits.scores import Scores
+from jaxcircuits.scores import Level, Scores, score_levels
 from jaxcircuits.taps import Network, with_masks
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
@@ -56,8 +56,18 @@ def correlation(model: Model, images, features: Features, masks: Arrays, *, batc
 def curve(
     model: Model, images, features: Features, scores: Scores, keeps: Sequence[float] = KEEPS, *, batch: int = BATCH
 ) -> np.ndarray:
-    """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64."""
-    masks = [top_kernels(scores, keep=keep) for keep in keeps]
+    """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
+
+    Scores that depend on how much is kept ("force") are made again for each fraction, with these images.
+    """
+    record, levels = scores.record, [scores] * len(keeps)
+    if record.steps is not None:
+        levels = score_levels(
+            model, images, features, [Level(keep=keep, steps=record.steps) for keep in keeps],
+            criterion=record.criterion, absolute=record.absolute or "per_image", layers=scores.layers,
+            precision=record.precision,
+        )  # fmt: skip
+    masks = [top_kernels(found, keep=keep) for found, keep in zip(levels, keeps, strict=True)]
     return correlations(model, images, features, masks, batch=batch)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
-from jaxcircuits.criteria import BASELINES
+from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
@@ -23,7 +23,7 @@ from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
-from jaxcircuits.scores import Scores, check_options, score
+from jaxcircuits.scores import Level, Scores, check_options, score_levels
 
 RECORDED_VERSIONS = ("jaxcircuits", "jax", "flax", "numpy")
 
@@ -53,13 +53,14 @@ def plan(
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
     batch: int | None = None,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
-    check_options(criterion, absolute, precision, chunk, batch)
+    check_options(criterion, absolute, precision, chunk, batch, steps)
     amounts = _amounts(keep, kernels)
     source = _image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
@@ -82,6 +83,7 @@ def plan(
         "absolute": None if criterion in BASELINES else absolute,
         "seed": seed if criterion == "random" else None,
         "precision": precision,
+        **({"steps": steps} if criterion in IN_ROUNDS else {}),
         "dtype": "float32",
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
     }
@@ -104,6 +106,7 @@ def extract(
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
@@ -114,13 +117,13 @@ def extract(
     """Extract the circuit of each feature, judged on the images that it was scored on.
 
     Args:
-        model, images, criterion, absolute, layers, seed, precision, chunk, batch: as for `score`.
+        model, images, criterion, absolute, layers, steps, seed, precision, chunk, batch: as for `score`.
         features: one `Features` or several, each with one or many features.
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
         with_scores: keep the scores in the circuits as well.
-        progress: called with what was done since the last call; one for each feature and image that is scored, and one
-            for each circuit and image that is judged.
+        progress: called with what was done since the last call; one for each feature and image that is scored, in
+            each round, and one for each circuit and image that is judged.
 
     Yields:
         Circuits in the order asked: feature by feature, and for each in the order of `keep`.
@@ -129,9 +132,10 @@ def extract(
         InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked = {"keep": keep, "kernels": kernels, "layers": layers, "chunk": chunk, "batch": batch}
-    jobs = plan(model, images, features, **asked, **options)
+    asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
+    jobs = plan(model, images, features, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
+    levels = [Level(**amount, steps=steps) if criterion in IN_ROUNDS else Level() for amount in amounts]
     network = model.network(image_shape(images))
 
     def one_by_one() -> Iterator[Circuit]:
@@ -144,8 +148,8 @@ def extract(
                 share = len(manifests) / size  # the last chunk is filled up
                 if criterion in BASELINES:
                     progress(len(manifests) * number)
-                scores = score(
-                    model, images, part, **options, layers=job.layers, chunk=chunk, batch=batch,
+                scores = score_levels(
+                    model, images, part, levels, **options, layers=job.layers, chunk=chunk, batch=batch,
                     progress=lambda done, share=share: progress(done * share),
                 )  # fmt: skip
                 yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
@@ -171,7 +175,7 @@ def _circuits(
     model: Model,
     images,
     features: Features,
-    scores: Scores,
+    scores: list[Scores],
     amounts: list[dict[str, Any]],
     manifests: list[list[dict[str, Any]]],
     with_scores: bool,
@@ -179,26 +183,26 @@ def _circuits(
 ) -> Iterator[Circuit]:
     """The circuits of one chunk's features, of which there are as many as manifests; the rest only fills it up."""
     real = len(manifests)
-    masks = [top_kernels(scores, **amount) for amount in amounts]
+    masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
     r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
-    possible = count_kernels(scores.relevant)
+    possible = count_kernels(scores[0].relevant)
     kept = [count_kernels(mask) for mask in masks]
     shape = image_shape(images)
     effective = [count_kernels(effective_kernels(model, features, mask, image_shape=shape)) for mask in masks]
     for f, feature in enumerate(features):
         for k in range(len(amounts)):
             manifest = manifests[f][k] | {
-                "sparse": scores.record.sparse,
+                "sparse": scores[k].record.sparse,
                 "relevant": int(possible[f]),
                 "kept": int(kept[k][f]),
                 "effective": int(effective[k][f]),
                 "correlation": finite(r[f, k]),
             }
             yield Circuit(
-                _row(masks[k], scores.layers, f),
+                _row(masks[k], scores[k].layers, f),
                 manifest,
-                scores=_row(scores.values, scores.layers, f) if with_scores else None,
+                scores=_row(scores[k].values, scores[k].layers, f) if with_scores else None,
                 direction=None if feature.directions is None else feature.directions[0],
             )
 

@@ -49,7 +49,7 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     Args:
         scores: as `score` returns them.
         keep: fraction of the relevant kernels, 0 < keep <= 1; k is rounded half up and at least 1.
-        kernels: k itself.
+        kernels: k itself. By default what the scores were made for, where they depend on that ("force").
 
     Returns:
         {layer: (F, I, O) bool}.
@@ -57,19 +57,24 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     Raises:
         InputError: as `keep_counts`; scores that are not numbers; a feature without any relevant kernel.
     """
+    if keep is None and kernels is None:
+        keep, kernels = scores.record.keep, scores.record.kernels
     relevant = count(scores.relevant)
     if (relevant == 0).any():
         raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
     counts = keep_counts(relevant, keep, kernels)
     if not all(bool(jnp.isfinite(scores.values[name]).all()) for name in scores.layers):
         raise InputError("the scores hold values that are not finite; the images or weights do, too")
-    masks = _top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
+    masks = top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
     return {name: masks[name] for name in scores.layers}  # `jit` sorts dictionaries
 
 
 @functools.partial(jax.jit, static_argnames="layers")
-def _top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
-    """Find each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fill ties."""
+def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
+    """`top_kernels` for counts (F,).
+
+    Finds each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fills ties.
+    """
     codes = {name: jnp.where(relevant[name], _ordered(values[name]), 0) for name in layers}
 
     def at_least(threshold: Array) -> Array:

@@ -10,18 +10,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxcircuits.chunks import chunk_at, sizes
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import scored_layers
+from jaxcircuits.masks import count as count_kernels
+from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
 from jaxcircuits.paths import relevant
+from jaxcircuits.rounds import rounds
 
 # as `jax.default_matmul_precision` calls them
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -31,7 +35,7 @@ class Record(NamedTuple):
     """How scores came about; stands in the manifest of every circuit made of them.
 
     Attributes:
-        criterion, absolute, seed, precision: as asked for.
+        criterion, absolute, seed, precision, keep, kernels, steps, schedule: as asked for.
         objective: of the features.
         images: how many.
         sparse: whether gradients were computed on their support alone, which is the same to rounding.
@@ -44,6 +48,10 @@ class Record(NamedTuple):
     seed: int | None
     precision: str
     sparse: bool = False
+    keep: float | None = None
+    kernels: int | None = None
+    steps: int | None = None
+    schedule: tuple[int, ...] | None = None
 
 
 @functools.partial(
@@ -74,6 +82,10 @@ def score(
     criterion: str = "snip",
     absolute: str = "per_image",
     layers: Sequence[str] | None = None,
+    keep: float | None = None,
+    kernels: int | None = None,
+    steps: int = force.STEPS,
+    schedule: Sequence[int] | None = None,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
@@ -86,11 +98,14 @@ def score(
         model: the network and its weights.
         images: what `read_images` returns, or a normalised float array (N, H, W, C).
         features: F of them, of one layer.
-        criterion: "snip", "actgrad", "magnitude" or "random"; the equations stand in `jaxcircuits.criteria`.
+        criterion: "snip", "actgrad", "force", "magnitude" or "random"; the equations stand in `jaxcircuits.criteria`.
         absolute: where absolute values are taken: "per_image" (the default), "whole_set" (SNIP only) or "none". The
             three are different quantities; none depends on how images are batched.
         layers: those to score; by default all convolutions before the features and, for a feature of a dense layer, the
             dense layers too.
+        keep, kernels: how much the circuit will keep, for "force" alone, whose scores depend on it; one of them.
+        steps: rounds of "force".
+        schedule: how many kernels each round of "force" keeps, instead of `steps`, and of `keep` and `kernels`.
         seed: of criterion "random".
         precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".
         chunk: features scored together; by default as many as fit in memory.
@@ -101,10 +116,68 @@ def score(
         Scores for all F features, in their order.
 
     Raises:
-        InputError: an unknown name, a channel, direction or position that the layer does not have, no images, images of
-            another shape than the model takes, or weights that are missing.
+        InputError: an unknown name, an option that the criterion does not have, a channel, direction or position that
+            the layer does not have, no images, images of another shape than the model takes, or weights that are
+            missing.
     """
-    check_options(criterion, absolute, precision, chunk, batch)
+    amount = {"keep": keep, "kernels": kernels}
+    check_options(criterion, absolute, precision, chunk, batch, steps)
+    levels = [Level.of(criterion, **amount, steps=steps, schedule=schedule)]
+    return score_levels(
+        model, images, features, levels, criterion=criterion, absolute=absolute, layers=layers, seed=seed,
+        precision=precision, chunk=chunk, batch=batch, progress=progress,
+    )[0]  # fmt: skip
+
+
+class Level(NamedTuple):
+    """How much is kept, and on the way there; all None where scores do not depend on it."""
+
+    keep: float | None = None
+    kernels: int | None = None
+    steps: int | None = None
+    schedule: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls, criterion: str, keep: float | None, kernels: int | None, steps: int, schedule: Sequence[int] | None
+    ) -> Level:
+        """The level of a criterion's options, or an InputError if they are not its own."""
+        if criterion not in IN_ROUNDS:
+            if (keep, kernels, schedule) != (None, None, None):
+                raise InputError(f"{criterion}'s scores do not depend on how much is kept; give that to top_kernels")
+            return cls()
+        if schedule is None:
+            if (keep is None) == (kernels is None):
+                raise InputError(f"{criterion} depends on how much is kept: give either keep or kernels")
+            return cls(keep, kernels, steps)
+        rounds = tuple(schedule)
+        if (keep, kernels) != (None, None) or not rounds:
+            raise InputError("a schedule says how many kernels each round keeps, the last one those of the circuit")
+        return cls(kernels=rounds[-1], steps=len(rounds), schedule=rounds)
+
+    def counts(self, relevant: np.ndarray) -> np.ndarray:
+        """How many kernels each round keeps of each feature's relevant ones (F,): (T, F)."""
+        if self.schedule is None:
+            return force.counts(relevant, keep_counts(relevant, self.keep, self.kernels), self.steps or force.STEPS)
+        return np.stack([keep_counts(relevant, None, kept) for kept in self.schedule])
+
+
+def score_levels(
+    model: Model,
+    images,
+    features: Features,
+    levels: Sequence[Level],
+    *,
+    criterion: str,
+    absolute: str,
+    layers: Sequence[str] | None,
+    seed: int = 0,
+    precision: str,
+    chunk: int | None = None,
+    batch: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Scores]:
+    """`score` for each level, with checked options: what does not depend on the level is computed once."""
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
@@ -117,11 +190,10 @@ def score(
         values = BASELINES[criterion](weights, features.identities, seed=seed)
         values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
         record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
-        return Scores(values, possible, chosen, record)
+        return [Scores(values, possible, chosen, record)] * len(levels)
     rule = find_criterion(criterion, absolute)
     plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, PRECISIONS[precision])
-    whole_set = absolute == "whole_set"
-    size, batch = sizes(network, chosen, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
+    size, batch = sizes(network, chosen, images=number, whole_set=absolute == "whole_set", chunk=chunk, batch=batch)
     size = min(size, len(features))
     plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
     if chunk is None:
@@ -137,12 +209,25 @@ def score(
             if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
                 raise
             size = -(-size // 2)
-            warnings.warn(f"out of memory: going on with {size} features at a time", stacklevel=2)
+            warnings.warn(f"out of memory: going on with {size} features at a time", stacklevel=3)
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
-    return Scores(values, possible, chosen, record._replace(sparse=plan.sparse))
+    record = record._replace(sparse=plan.sparse)
+    if criterion not in IN_ROUNDS:
+        return [Scores(values, possible, chosen, record)] * len(levels)
+    found = []
+    for level in levels:
+        counts = level.counts(count_kernels(possible))
+        last = rounds(
+            plan._replace(sparse=False), model.variables, images, number, features, dict(values), dict(possible),
+            counts, batch, progress,
+        )  # fmt: skip
+        found.append(Scores(last, possible, chosen, record._replace(**level._asdict())))
+    return found
 
 
-def check_options(criterion: str, absolute: str, precision: str, chunk: int | None, batch: int | None) -> None:
+def check_options(
+    criterion: str, absolute: str, precision: str, chunk: int | None, batch: int | None, steps: int = force.STEPS
+) -> None:
     """Raise an InputError for what `score` does not know or cannot do, whatever the features."""
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
@@ -152,7 +237,7 @@ def check_options(criterion: str, absolute: str, precision: str, chunk: int | No
         raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
     if criterion not in BASELINES:
         find_criterion(criterion, absolute)
-    for name, size in (("chunk", chunk), ("batch", batch)):
+    for name, size in (("chunk", chunk), ("batch", batch), ("steps", steps)):
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}; expected at least 1")
 

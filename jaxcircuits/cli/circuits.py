@@ -14,7 +14,7 @@ from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import ABSOLUTE, CRITERIA
+from jaxcircuits.criteria import ABSOLUTE, CRITERIA, IN_ROUNDS, force
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
@@ -46,6 +46,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 )  # fmt: skip
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
+@click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {force.STEPS}]")
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 @click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
@@ -54,7 +55,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
     model: str, features: tuple[str, ...], weights, images, resize, strict, criterion, absolute, objective, keep,
-    kernels, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed, as_json, quiet,
+    kernels, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -66,6 +67,9 @@ def extract(
     if keep is not None or kernels is None:
         amounts["keep"] = _numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
+    if steps and criterion not in IN_ROUNDS:
+        raise InputError(f"--steps are the rounds of {', '.join(IN_ROUNDS)}; {criterion} has none")
+    steps = steps or force.STEPS
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
@@ -73,7 +77,8 @@ def extract(
     network = load(model, weights="lpips" if weights is None else weights, seed=seed)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
-    asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision, **amounts}
+    asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
+    asked |= {"steps": steps, **amounts}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
     manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
@@ -86,6 +91,8 @@ def extract(
 
     screen.say(f"{model} with weights {_told(weights, 'lpips')}, {len(pictures)} images: {_told(images, 'photos')}\n")
     rows, each = [], len(pictures) * (1 + len(levels))
+    if criterion in IN_ROUNDS:
+        each += len(pictures) * len(levels) * steps
     total = len(manifests) // len(levels) * each
     with screen.progress("scoring and judging", total, of="features", each=each) as progress:
         found = extract_circuits(

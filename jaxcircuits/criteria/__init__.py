@@ -6,7 +6,7 @@ how images are batched.
 Shapes: N images, F features, P positions, K weights of a kernel, I O input and output channels.
 """
 
-from jaxcircuits.criteria import actgrad, snip
+from jaxcircuits.criteria import actgrad, force, snip
 from jaxcircuits.criteria.baselines import magnitude, random
 from jaxcircuits.criteria.common import Criterion
 from jaxcircuits.errors import InputError
@@ -14,18 +14,19 @@ from jaxcircuits.errors import InputError
 ABSOLUTE = ("per_image", "whole_set", "none")
 OVER_IMAGES = {"snip": snip, "actgrad": actgrad}
 BASELINES = {"magnitude": magnitude, "random": random}
-CRITERIA = (*OVER_IMAGES, *BASELINES)
+IN_ROUNDS = {"force": force}
+CRITERIA = (*OVER_IMAGES, *IN_ROUNDS, *BASELINES)
 
-__all__ = ["ABSOLUTE", "BASELINES", "CRITERIA", "OVER_IMAGES", "Criterion", "criterion"]
+__all__ = ["ABSOLUTE", "BASELINES", "CRITERIA", "IN_ROUNDS", "OVER_IMAGES", "Criterion", "criterion"]
 
 
 def criterion(name: str, absolute: str = "per_image") -> Criterion:
     """The criterion of that name, or an InputError that lists what there is."""
     if absolute not in ABSOLUTE:
         raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
-    if name not in OVER_IMAGES:
+    if name not in OVER_IMAGES and name not in IN_ROUNDS:
         raise InputError(f"unknown criterion {name!r}; expected one of {', '.join(CRITERIA)}")
-    room = OVER_IMAGES[name]
+    room = OVER_IMAGES.get(name, snip)  # each of FORCE's rounds is SNIP
     if absolute not in room.CRITERIA:
         raise InputError(f"{name} has no absolute={absolute!r}; expected one of {', '.join(room.CRITERIA)}")
     return room.CRITERIA[absolute]
