@@ -44,7 +44,7 @@ def random_oracle(architecture, images, rng):
     # Activations keep their scale through any number of additions.
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 0.5
+        norm.momentum = 0.9
         norm.train()
     torch_outputs(model, images)
     return model.eval()
@@ -82,7 +82,7 @@ def flax_outputs(module, variables, images):
     return logits, {".".join(path[:-1]): np.asarray(calls[0]) for path, calls in outputs.items()}
 
 
-# One variant of each family, and a size that its architecture allows, for the default run, where compiling is what takes
+# One variant of each family, and a size that its architecture allows, for the default run, where compiling takes
 # the time; "full" runs all variants at their nominal size and at another.
 QUICK = {
     "alexnet": 96,
@@ -91,15 +91,15 @@ QUICK = {
     "vgg11_bn": 64,
 }
 OTHER_SIZES = {}  # where it cannot be 32 pixels more than the nominal size
-RUNS = [(name, size) for name, size in QUICK.items()] + [
-    pytest.param(name, size, marks=(pytest.mark.full, pytest.mark.slow))
+RUNS = [(name, size, 1e-5) for name, size in QUICK.items()] + [
+    pytest.param(name, size, 1e-4, marks=(pytest.mark.full, pytest.mark.slow))
     for name in ARCHITECTURES
     for size in (224, OTHER_SIZES.get(name, 224 + 32))
 ]
 
 
-@pytest.mark.parametrize("architecture, size", RUNS)
-def test_every_layer_computes_what_torchvision_computes(architecture, size):
+@pytest.mark.parametrize("architecture, size, tolerance", RUNS)
+def test_every_layer_computes_what_torchvision_computes(architecture, size, tolerance):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, size, size, 3), np.float32)
     expected_model = random_oracle(architecture, images, rng)
@@ -112,9 +112,9 @@ def test_every_layer_computes_what_torchvision_computes(architecture, size):
     logits, outputs = flax_outputs(module, converted.variables, images)
     assert outputs.keys() == expected.keys()
     for name in expected:
-        assert 1e-2 < np.abs(expected[name]).max() < 1e2, name  # or the next line would mean nothing
-        assert_close(outputs[name], expected[name], name)
-    assert_close(logits, expected_logits, "logits")
+        assert 1e-2 < np.abs(expected[name]).max() < 1e3, name  # or the next line would mean nothing
+        assert_close(outputs[name], expected[name], tolerance, name)
+    assert_close(logits, expected_logits, tolerance, "logits")
 
     back = to_torch(converted.variables, extras=converted.extras)
     assert back.keys() == state.keys()
@@ -123,8 +123,8 @@ def test_every_layer_computes_what_torchvision_computes(architecture, size):
         np.testing.assert_array_equal(back[key], state[key], err_msg=key)
 
 
-def assert_close(found, expected, name):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+def assert_close(found, expected, tolerance, name):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("height, width, size", [(7, 7, 7), (8, 8, 7), (7, 7, 6), (12, 12, 6), (13, 9, 6), (1, 3, 7)])
