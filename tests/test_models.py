@@ -46,7 +46,7 @@ def lucents():
     torchvision()  # which it imports
     module = pytest.importorskip("lucent.modelzoo.inceptionv1.InceptionV1", reason="torch-lucent is not installed")
     model = module.InceptionV1()
-    model.softmax2.forward = lambda logits, dim: logits  # as all others
+    model.softmax2.forward = lambda logits: logits  # as all others
     return model
 
 
@@ -126,13 +126,16 @@ RUNS = [(name, size) for name, size in QUICK.items()] + [
 @pytest.mark.parametrize("architecture, size", RUNS)
 def test_every_layer_computes_what_torchvision_computes(architecture, size):
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((2, size, size, 3), np.float32)
-    expected_model = random_oracle(architecture, images, rng)
-    expected_logits, expected = torch_outputs(expected_model, images)
+    # Coarse, because of fine noise deep layers see averages alone.
+    coarse = rng.standard_normal((2, size // 32 + 1, size // 32 + 1, 3), np.float32)
+    images = coarse.repeat(32, 1).repeat(32, 2)[:, :size, :size] + rng.standard_normal((2, size, size, 3), np.float32)
+    oracle = random_oracle(architecture, images, rng)
+    state = {key: tensor.numpy() for key, tensor in oracle.state_dict().items()}
+    # In deep networks PyTorch's own rounding is as large as what is allowed here.
+    expected_logits, expected = torch_outputs(oracle.double(), images.astype(np.float64))
 
     module = ARCHITECTURES[architecture]()
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *[nominal(architecture)] * 2, 3)))
-    state = {key: tensor.numpy() for key, tensor in expected_model.state_dict().items()}
     converted = to_flax(state, template)
     logits, outputs = flax_outputs(module, converted.variables, images)
     assert outputs.keys() == expected.keys()
@@ -149,8 +152,7 @@ def test_every_layer_computes_what_torchvision_computes(architecture, size):
 
 
 def assert_close(found, expected, name):
-    atol = 1e-4 * np.abs(expected).max()  # rounding alone comes to 3e-5 in the deepest
-    np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=name)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("height, width, size", [(7, 7, 7), (8, 8, 7), (7, 7, 6), (12, 12, 6), (13, 9, 6), (1, 3, 7)])

@@ -20,14 +20,14 @@ Window = int | tuple[int, int]
 def chain(x: Array, train: bool, name: str, *convolutions: tuple[int, Window], halve: bool = False) -> Array:
     """Convolutions (channels, window) one after another, named name_1, name_2, ...; the last may halve the maps."""
     for i, (channels, window) in enumerate(convolutions, 1):
-        last = {"strides": 2, "padding": 0} if halve and i == len(convolutions) else {}
-        x = BasicConv(channels, window, name=f"{name}_{i}", **last)(x, train)
+        strides, padding = (2, 0) if halve and i == len(convolutions) else (1, None)
+        x = BasicConv(channels, window, strides, padding=padding, name=f"{name}_{i}")(x, train)
     return x
 
 
 def pooled(x: Array, train: bool, channels: int) -> Array:
     """Averages of 3 x 3, zeros at the border among them, and a 1 x 1 convolution."""
-    x = nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+    x = nn.avg_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3))
     return BasicConv(channels, 1, name="branch_pool")(x, train)
 
 
@@ -141,15 +141,16 @@ class Inception3(nn.Module):
         x = BlockB(name="Mixed_6a")(x, train)
         for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
             x = BlockC(width, name=f"Mixed_6{letter}")(x, train)
-        head = AuxiliaryHead(self.num_classes, name="AuxLogits")
-        auxiliary = head(x, train) if train or self.is_initializing() else None
+        heads = []
+        if train or self.is_initializing():
+            heads.append(AuxiliaryHead(self.num_classes, name="AuxLogits")(x, train))
         x = BlockD(name="Mixed_7a")(x, train)
         x = BlockE(name="Mixed_7b")(x, train)
         x = BlockE(name="Mixed_7c")(x, train)
         x = flatten(adaptive_average_pool(x, 1))
         x = nn.Dropout(0.5, deterministic=not train)(x)
         x = nn.Dense(self.num_classes, name="fc")(x)
-        return Outputs(x, auxiliary) if train else x
+        return Outputs(x, *heads) if train else x
 
 
 VARIANTS = {"inception_v3": Inception3}
