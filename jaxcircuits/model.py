@@ -218,21 +218,28 @@ def _may_lack(name: str, weights: str, key: str) -> bool:
 def describe_architecture(name: str) -> Network:
     """The layers of an architecture, without any weights."""
     _check_name(name)
-    module, template = _fitting(name, {})
-    return describe(module, template, _image_shape(name), {})
+    return describe(ARCHITECTURES[name](), _template(name), _image_shape(name), {})
 
 
 def _fitting(name: str, state: StateDict) -> tuple[nn.Module, Any]:
     """The architecture with as many classes as the weights have, and the shapes of its variables."""
-    image = jax.ShapeDtypeStruct((1, *_image_shape(name)), jnp.float32)
-    module = ARCHITECTURES[name]()
-    template: Any = jax.eval_shape(module.init, jax.random.key(0), image)
-    head = list(describe(module, template, image.shape[1:], {}).layers.values())[-1]
+    head, options = _head(name), {}
     weight = state.get(f"{head.name}.weight")
     if weight is not None and weight.ndim > 1 and len(weight) != head.outputs:
-        module = ARCHITECTURES[name](num_classes=len(weight))
-        template = jax.eval_shape(module.init, jax.random.key(0), image)
-    return module, template
+        options["num_classes"] = len(weight)
+    return ARCHITECTURES[name](**options), _template(name, **options)
+
+
+@functools.cache
+def _template(name: str, **options: int) -> Any:
+    """The shapes of an architecture's variables."""
+    image = jax.ShapeDtypeStruct((1, *_image_shape(name)), jnp.float32)
+    return jax.eval_shape(ARCHITECTURES[name](**options).init, jax.random.key(0), image)
+
+
+@functools.cache
+def _head(name: str) -> Layer:
+    return list(describe_architecture(name).layers.values())[-1]
 
 
 def checkpoint_manifest(model: Model) -> dict[str, Any]:
