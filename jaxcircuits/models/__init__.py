@@ -1,13 +1,36 @@
 """Plain Flax networks whose modules carry torchvision's names; they know nothing of circuits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 
-from jaxcircuits.models import alexnet, vgg
+from jaxcircuits.models import alexnet, densenet, googlenet, inception, inception_v1, resnet, squeezenet, vgg
 
 # torchvision's name -> what makes the module; each takes `num_classes`
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **alexnet.VARIANTS,
+    **densenet.VARIANTS,
+    **googlenet.VARIANTS,
+    **inception.VARIANTS,
+    **inception_v1.VARIANTS,
+    **resnet.VARIANTS,
+    **squeezenet.VARIANTS,
     **vgg.VARIANTS,
 }
+# what the images look like, as in `Model`, where it is not what torchvision's usually do
+SEEN: dict[str, Mapping[str, Any]] = {
+    **inception.SEEN,
+    **inception_v1.SEEN,
+}
+# modules that only training runs, so that weights may lack them
+AUXILIARY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(googlenet.VARIANTS, googlenet.AUXILIARY),
+    **dict.fromkeys(inception.VARIANTS, inception.AUXILIARY),
+}
+# regular expressions of names in older files -> what the modules are called
+RENAMED: dict[str, Mapping[str, str]] = {
+    **dict.fromkeys(densenet.VARIANTS, densenet.RENAMED),
+}
+# what torchvision does not have
+ELSEWHERE = frozenset(inception_v1.VARIANTS)
