@@ -147,14 +147,15 @@ def _torch_name(path: LeafPath, leaf: Any) -> str:
 
 
 def _torch_axes(path: LeafPath, n: int) -> tuple[int, ...]:
-    """Where PyTorch's axes are in Flax's array: (..., I, O) -> (O, I, ...) for kernels, (..., C) -> (C, ...) for scales."""
+    """Where PyTorch's axes are in Flax's array: (..., I, O) -> (O, I, ...) for kernels, (..., C) -> (C, ...) for layer
+    scales."""
     if path[-1] == "layer_scale":
         return (n - 1, *range(n - 1))
     return (n - 1, n - 2, *range(n - 2)) if path[-1] == "kernel" else tuple(range(n))
 
 
 def _flax_axes(path: LeafPath, n: int) -> tuple[int, ...]:
-    """The inverse: (O, I, ...) -> (..., I, O) for kernels, (C, ...) -> (..., C) for scales."""
+    """The inverse: (O, I, ...) -> (..., I, O) for kernels, (C, ...) -> (..., C) for layer scales."""
     if path[-1] == "layer_scale":
         return (*range(1, n), 0)
     return (*range(2, n), 1, 0) if path[-1] == "kernel" else tuple(range(n))

@@ -4,7 +4,18 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from jaxcircuits.models import alexnet, convnext, efficientnet, mnasnet, mobilenet, regnet, shufflenet, vgg
+from jaxcircuits.models import (
+    alexnet,
+    convnext,
+    efficientnet,
+    mnasnet,
+    mobilenet,
+    regnet,
+    resnet,
+    shufflenet,
+    squeezenet,
+    vgg,
+)
 
 # torchvision's name -> what makes the module; each takes `num_classes`
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -14,7 +25,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **mnasnet.VARIANTS,
     **mobilenet.VARIANTS,
     **regnet.VARIANTS,
+    **resnet.VARIANTS,
     **shufflenet.VARIANTS,
+    **squeezenet.VARIANTS,
     **vgg.VARIANTS,
 }
 
