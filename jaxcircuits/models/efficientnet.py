@@ -5,7 +5,7 @@ Stochastic depth is left out, in training as well.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from jax import Array
@@ -141,16 +141,19 @@ VARIANTS = {
     "efficientnet_v2_l": partial(EfficientNet, V2_L, 32, 1280, 0.4, epsilon=1e-3),
 }
 
-# what the images' sides are cropped and resized to where they are not 224 and 256
-INPUT_SIZES = {
-    "efficientnet_b1": (240, 255),
-    "efficientnet_b2": (288, 288),
-    "efficientnet_b3": (300, 320),
-    "efficientnet_b4": (380, 384),
-    "efficientnet_b5": (456, 456),
-    "efficientnet_b6": (528, 528),
-    "efficientnet_b7": (600, 600),
-    "efficientnet_v2_s": (384, 384),
-    "efficientnet_v2_m": (480, 480),
-    "efficientnet_v2_l": (480, 480),
+_SIDES = {  # what the images are cropped to, and the shorter side of a picture is resized to
+    "b1": (240, 255),
+    "b2": (288, 288),
+    "b3": (300, 320),
+    "b4": (380, 384),
+    "b5": (456, 456),
+    "b6": (528, 528),
+    "b7": (600, 600),
+    "v2_s": (384, 384),
+    "v2_m": (480, 480),
+    "v2_l": (480, 480),
 }
+SEEN: dict[str, dict[str, Any]] = {
+    f"efficientnet_{size}": {"input_size": crop, "resize_size": resize} for size, (crop, resize) in _SIDES.items()
+}
+SEEN["efficientnet_v2_l"] |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
