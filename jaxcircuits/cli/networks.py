@@ -12,7 +12,7 @@ from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, folder
 from jaxcircuits.model import checkpoint_manifest, describe_architecture, load
-from jaxcircuits.models import ARCHITECTURES
+from jaxcircuits.models import ARCHITECTURES, ELSEWHERE
 from weights_conversion import is_checkpoint, save_checkpoint, write_state
 from weights_conversion.files import FORMATS
 from weights_conversion.lpips import FILES
@@ -59,7 +59,10 @@ def info(model: str | None, as_json) -> None:
     """List the models, or the layers of MODEL."""
     screen = Screen(False, as_json)
     if model is None:
-        sources = {name: (["lpips"] if name in FILES else []) + ["torchvision", "random"] for name in ARCHITECTURES}
+        sources = {
+            name: ["lpips"] * (name in FILES) + ["torchvision"] * (name not in ELSEWHERE) + ["random"]
+            for name in ARCHITECTURES
+        }
         screen.table(("model", "weights without a file"), [[name, ", ".join(s)] for name, s in sources.items()])
         screen.json({"models": list(ARCHITECTURES), "weights": sources})
         return

@@ -1,13 +1,18 @@
 """Plain Flax networks whose modules carry torchvision's names; they know nothing of circuits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 
 from jaxcircuits.models import (
     alexnet,
     convnext,
+    densenet,
     efficientnet,
+    googlenet,
+    inception,
+    inception_v1,
     mnasnet,
     mobilenet,
     regnet,
@@ -21,7 +26,11 @@ from jaxcircuits.models import (
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **alexnet.VARIANTS,
     **convnext.VARIANTS,
+    **densenet.VARIANTS,
     **efficientnet.VARIANTS,
+    **googlenet.VARIANTS,
+    **inception.VARIANTS,
+    **inception_v1.VARIANTS,
     **mnasnet.VARIANTS,
     **mobilenet.VARIANTS,
     **regnet.VARIANTS,
@@ -30,6 +39,20 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **squeezenet.VARIANTS,
     **vgg.VARIANTS,
 }
-
-# where it is not 224 and 256: the images' side, and what the shorter side of a picture is resized to
-INPUT_SIZES: dict[str, tuple[int, int]] = {**efficientnet.INPUT_SIZES}
+# what the images look like, as in `Model`, where it is not what torchvision's usually do
+SEEN: dict[str, Mapping[str, Any]] = {
+    **efficientnet.SEEN,
+    **inception.SEEN,
+    **inception_v1.SEEN,
+}
+# modules that only training runs, so that weights may lack them
+AUXILIARY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(googlenet.VARIANTS, googlenet.AUXILIARY),
+    **dict.fromkeys(inception.VARIANTS, inception.AUXILIARY),
+}
+# regular expressions of names in older files -> what the modules are called
+RENAMED: dict[str, Mapping[str, str]] = {
+    **dict.fromkeys(densenet.VARIANTS, densenet.RENAMED),
+}
+# what torchvision does not have
+ELSEWHERE = frozenset(inception_v1.VARIANTS)

@@ -117,3 +117,12 @@ def flatten(x: Array) -> Array:
     """(N, H, W, C) -> (N, C*H*W)."""
     # In PyTorch's order C, H, W: dense kernels and their masks carry over as they are.
     return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def renormalised(x: Array) -> Array:
+    """Images (N, H, W, 3) normalised with ImageNet's mean and std, as if they were with a mean and std of 0.5.
+
+    torchvision's GoogLeNet and Inception v3 begin with it where they have Google's weights (`transform_input`).
+    """
+    mean, std = jnp.array([0.485, 0.456, 0.406]), jnp.array([0.229, 0.224, 0.225])
+    return x * (std / 0.5) + (mean - 0.5) / 0.5
