@@ -97,6 +97,16 @@ def test_kernels_are_turned_as_pytorch_and_flax_want_them():
     np.testing.assert_array_equal(variables["params"]["features.10"]["scale"], state["features.10.weight"])
 
 
+def test_layer_scales_are_turned_from_channels_first_to_channels_last():
+    state = {"a.layer_scale": rng.standard_normal((5, 1, 1)).astype(np.float32)}
+    template = {"params": {"a": {"layer_scale": np.zeros((1, 1, 5), np.float32)}}}
+    variables = to_flax(state, template).variables
+    assert (variables["params"]["a"]["layer_scale"][0, 0] == state["a.layer_scale"][:, 0, 0]).all()
+    assert_same(to_torch(variables), state)
+    with pytest.raises(ConversionError, match=r"float32 \(1, 1, 5\), expected float32 \(5, 1, 1\)"):
+        to_flax({"a.layer_scale": state["a.layer_scale"].transpose(1, 2, 0)}, template)
+
+
 @st.composite
 def templates(draw):
     """Modules of all kinds at random paths, no two with the same PyTorch name."""
@@ -123,6 +133,8 @@ def templates(draw):
             leaf("params", path, "kernel", (*window, draw(sizes), outputs))
         if draw(st.booleans()):
             leaf("params", path, "bias", outputs)
+        if draw(st.booleans()):
+            leaf("params", path, "layer_scale", (1, 1, outputs))
     return variables
 
 
@@ -263,6 +275,14 @@ def test_a_trained_pytorch_model_round_trips(tmp_path):
     write_state(tmp_path / "b.pth", to_torch(converted.variables, extras=converted.extras))
     model.load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True), strict=True)
     assert_same({key: value.numpy() for key, value in model.state_dict().items()}, state)
+
+
+def test_mnasnet_loads_what_is_written(tmp_path):
+    """It refuses a state dict that does not tell the version of its module."""
+    model = torchvision().models.mnasnet0_5(num_classes=2)
+    write_state(tmp_path / "a.pth", {key: np.ones_like(value.numpy()) for key, value in model.state_dict().items()})
+    model.load_state_dict(torch.load(tmp_path / "a.pth", weights_only=True))
+    assert all((value == 1).all() for value in model.state_dict().values())
 
 
 @pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model", None])

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,10 @@ def _from_tensor(tensor: Any) -> np.ndarray:
 def _torch_bytes(state: Mapping[str, np.ndarray]) -> memoryview:
     torch = _torch("writing PyTorch files")
     buffer = io.BytesIO()
-    torch.save({key: torch.from_numpy(np.array(value, order="C")) for key, value in state.items()}, buffer)
+    tensors = OrderedDict((key, torch.from_numpy(np.array(value, order="C"))) for key, value in state.items())
+    # torchvision's MNASNet loads no state dict that does not tell its module's version
+    tensors._metadata = {"": {"version": 2}}  # pyright: ignore[reportAttributeAccessIssue]
+    torch.save(tensors, buffer)
     return buffer.getbuffer()
 
 

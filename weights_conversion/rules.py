@@ -10,15 +10,18 @@ import numpy as np
 from weights_conversion.errors import ConversionError
 
 StateDict = dict[str, np.ndarray]
-"""Arrays by PyTorch's names, in PyTorch's order of axes: convolutions (O, I, h, w), dense layers (O, I)."""
+"""Arrays by PyTorch's names, in PyTorch's order of axes: convolutions (O, I, h, w), dense layers (O, I), layer scales
+(C, 1, 1)."""
 
 Variables = dict[str, Any]
-"""Nested dictionaries of arrays, as `module.init` returns them: convolutions (h, w, I, O), dense layers (I, O)."""
+"""Nested dictionaries of arrays, as `module.init` returns them: convolutions (h, w, I, O), dense layers (I, O), layer
+scales (1, 1, C)."""
 
 NAMES = {  # Flax's collection and leaf -> PyTorch's name
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
+    ("params", "layer_scale"): "layer_scale",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
@@ -144,12 +147,17 @@ def _torch_name(path: LeafPath, leaf: Any) -> str:
 
 
 def _torch_axes(path: LeafPath, n: int) -> tuple[int, ...]:
-    """Where PyTorch's axes are in Flax's array: (..., I, O) -> (O, I, ...) for kernels."""
+    """Where PyTorch's axes are in Flax's array: (..., I, O) -> (O, I, ...) for kernels, (..., C) -> (C, ...) for layer
+    scales."""
+    if path[-1] == "layer_scale":
+        return (n - 1, *range(n - 1))
     return (n - 1, n - 2, *range(n - 2)) if path[-1] == "kernel" else tuple(range(n))
 
 
 def _flax_axes(path: LeafPath, n: int) -> tuple[int, ...]:
-    """The inverse: (O, I, ...) -> (..., I, O) for kernels."""
+    """The inverse: (O, I, ...) -> (..., I, O) for kernels, (C, ...) -> (..., C) for layer scales."""
+    if path[-1] == "layer_scale":
+        return (*range(1, n), 0)
     return (*range(2, n), 1, 0) if path[-1] == "kernel" else tuple(range(n))
 
 

@@ -5,21 +5,43 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxcircuits.models import alexnet, densenet, googlenet, inception, inception_v1, resnet, squeezenet, vgg
+from jaxcircuits.models import (
+    alexnet,
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception,
+    inception_v1,
+    mnasnet,
+    mobilenet,
+    regnet,
+    resnet,
+    shufflenet,
+    squeezenet,
+    vgg,
+)
 
 # torchvision's name -> what makes the module; each takes `num_classes`
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **alexnet.VARIANTS,
+    **convnext.VARIANTS,
     **densenet.VARIANTS,
+    **efficientnet.VARIANTS,
     **googlenet.VARIANTS,
     **inception.VARIANTS,
     **inception_v1.VARIANTS,
+    **mnasnet.VARIANTS,
+    **mobilenet.VARIANTS,
+    **regnet.VARIANTS,
     **resnet.VARIANTS,
+    **shufflenet.VARIANTS,
     **squeezenet.VARIANTS,
     **vgg.VARIANTS,
 }
 # what the images look like, as in `Model`, where it is not what torchvision's usually do
 SEEN: dict[str, Mapping[str, Any]] = {
+    **efficientnet.SEEN,
     **inception.SEEN,
     **inception_v1.SEEN,
 }

@@ -51,6 +51,24 @@ class ConvNorm(nn.Module):
         return self.activation(x)
 
 
+def conv_norm(
+    x: Array,
+    train: bool,
+    name: str,
+    features: int,
+    window: int = 1,
+    strides: int = 1,
+    groups: int = 1,
+    momentum: float = 0.9,
+) -> Array:
+    """The same without activation where PyTorch has both in a longer `Sequential`: `name` "layers.3" makes the
+    convolution "layers.3" and BatchNorm "layers.4", in the scope of the module that calls."""
+    sequence, _, place = name.rpartition(".")
+    padding = (window - 1) // 2
+    x = nn.Conv(features, (window, window), strides, padding, feature_group_count=groups, use_bias=False, name=name)(x)
+    return nn.BatchNorm(not train, momentum=momentum, epsilon=1e-5, name=f"{sequence}.{int(place) + 1}")(x)
+
+
 class SqueezeExcite(nn.Module):
     """Channels scaled by what a small network, fc1 and fc2, makes of their means (arXiv 1709.01507)."""
 
@@ -63,6 +81,12 @@ class SqueezeExcite(nn.Module):
         means = x.mean((1, 2), keepdims=True)
         squeezed = self.activation(nn.Conv(self.squeezed, (1, 1), name="fc1")(means))
         return x * self.gate(nn.Conv(x.shape[-1], (1, 1), name="fc2")(squeezed))
+
+
+def divisible(channels: float) -> int:
+    """The nearest multiple of 8, or the next one if that takes more than a tenth away."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
