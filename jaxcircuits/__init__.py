@@ -19,8 +19,9 @@ from jaxcircuits.export import export_circuit
 from jaxcircuits.faithfulness import correlation, curve
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import extract
+from jaxcircuits.loading import load
 from jaxcircuits.masks import iou, top_kernels
-from jaxcircuits.model import Model, load
+from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.scores import Scores, score

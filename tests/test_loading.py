@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jaxcircuits as jc
-from jaxcircuits.model import checkpoint_manifest, describe_architecture
+from jaxcircuits.loading import checkpoint_manifest, describe_architecture
 from jaxcircuits.models import ARCHITECTURES, RENAMED, densenet, googlenet, inception
 from tests.test_models import random_weights
 from tests.torchvision_oracle import torchvision
@@ -56,8 +56,8 @@ def test_where_the_input_is_transformed(tmp_path, monkeypatch):
     assert transforms(weights=tmp_path / "a.safetensors") is False
     assert transforms(weights=tmp_path / "a.safetensors", transform_input=True) is True
 
-    monkeypatch.setattr("jaxcircuits.model.read_state", lambda source, architecture: state)
-    monkeypatch.setattr("jaxcircuits.model.read_preprocessing", lambda source, architecture: {})
+    monkeypatch.setattr("jaxcircuits.loading.read_state", lambda source, architecture: state)
+    monkeypatch.setattr("jaxcircuits.loading.read_preprocessing", lambda source, architecture: {})
     assert transforms(weights="torchvision:IMAGENET1K_V1", transform_input=False) is False
     model = jc.load("googlenet", weights="torchvision")
     assert model.module.transform_input is True
@@ -114,7 +114,7 @@ def test_the_head_of_squeezenet_is_a_convolution(tmp_path):
 
 
 def test_what_images_look_like(tmp_path):
-    layers = describe_architecture("inception_v3").layers
+    layers = describe_architecture("inception_v3")[0].layers
     assert layers["Conv2d_1a_3x3.conv"].input_shape == (299, 299, 3)
     assert layers["Mixed_7c.branch1x1.conv"].positions == (8, 8)
 

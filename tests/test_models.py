@@ -1,5 +1,6 @@
 """The models against torchvision's: the same random weights, every convolution's and dense layer's output."""
 
+import contextlib
 import functools
 
 import flax.linen as nn
@@ -28,8 +29,8 @@ def random_weights(shapes, rng):
             state[key] = np.array(rng.integers(1, 1000))
         elif key.endswith("running_var"):
             state[key] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
-        elif len(shape) == 1:  # biases, running means; BatchNorm's weights are around 1
-            around = 1 if key.replace("weight", "running_mean") in shapes and key.endswith("weight") else 0
+        elif len(shape) == 1 or key.endswith("layer_scale"):  # biases, running means; norms' weights are around 1
+            around = 1 if key.endswith("weight") else 0
             state[key] = (around + 0.2 * rng.standard_normal(shape, np.float32)).astype(np.float32)
         else:
             state[key] = (rng.random(shape, np.float32) - np.float32(0.5)) * np.float32(
@@ -54,11 +55,14 @@ def lucents():
 
 def random_oracle(architecture, images, rng):
     """The other library's model with random weights, and BatchNorm statistics near those of the images."""
-    with torch.device("meta"):  # no time spent on initial values
+    # no time spent on initial values, but for RegNet, whose constructor draws some
+    with contextlib.nullcontext() if architecture.startswith("regnet") else torch.device("meta"):
         model = lucents() if architecture == "inception_v1" else torchvisions(architecture)
     model.eval()
-    state = random_weights({key: tuple(value.shape) for key, value in model.state_dict().items()}, rng)
-    model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, assign=True)
+    state = model.state_dict()  # with the metadata that MNASNet insists on
+    drawn = random_weights({key: tuple(value.shape) for key, value in state.items()}, rng)
+    state.update({key: torch.from_numpy(value) for key, value in drawn.items()})
+    model.load_state_dict(state, assign=True)
     # Activations keep their scale through any number of additions.
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -74,7 +78,7 @@ def torch_outputs(model, images):
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             # A copy, because torchvision's ReLUs work in place.
-            keep = lambda _, __, y, name=name: outputs.update({name: in_flax_order(y.clone())})  # noqa: E731
+            keep = lambda module, _, y, name=name: outputs.update({name: in_flax_order(module, y.clone())})  # noqa: E731
             handles.append(module.register_forward_hook(keep))
     with torch.no_grad():
         logits = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
@@ -83,8 +87,8 @@ def torch_outputs(model, images):
     return outputs | {"logits": logits.numpy()}
 
 
-def in_flax_order(y):
-    return y.numpy().transpose(0, 2, 3, 1) if y.ndim == 4 else y.numpy()
+def in_flax_order(module, y):
+    return y.numpy().transpose(0, 2, 3, 1) if isinstance(module, torch.nn.Conv2d) else y.numpy()
 
 
 def flax_outputs(module, variables, images):
@@ -109,11 +113,18 @@ def nominal(name):
 # the time; "full" runs all variants at their nominal size and at another.
 QUICK = {
     "alexnet": 96,
+    "convnext_tiny": 64,
     "densenet121": 64,
+    "efficientnet_b0": 64,
     "googlenet": 64,
     "inception_v1": 224,
     "inception_v3": 96,
+    "mnasnet0_5": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_y_400mf": 64,
     "resnet18": 64,
+    "shufflenet_v2_x0_5": 64,
     "squeezenet1_1": 64,
     "vgg11_bn": 64,
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits.model import describe_architecture
+from jaxcircuits.loading import describe_architecture
 from jaxcircuits.models.common import adaptive_average_pool
 from jaxcircuits.ops import max_pool
 from jaxcircuits.receptive import fields

@@ -14,7 +14,8 @@ from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import ABSOLUTE, CRITERIA, IN_ROUNDS, force
+from jaxcircuits.criteria import ABSOLUTE, CRITERIA, IN_ROUNDS
+from jaxcircuits.criteria.force import STEPS
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
@@ -23,7 +24,8 @@ from jaxcircuits.features import OBJECTIVES, parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
-from jaxcircuits.model import Model, load
+from jaxcircuits.loading import load
+from jaxcircuits.model import Model
 from jaxcircuits.plots import curves
 from jaxcircuits.scores import PRECISIONS
 
@@ -46,7 +48,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 )  # fmt: skip
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
-@click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {force.STEPS}]")
+@click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {STEPS}]")
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 @click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
@@ -69,7 +71,7 @@ def extract(
     levels = next(iter(amounts.values()))
     if steps and criterion not in IN_ROUNDS:
         raise InputError(f"--steps are the rounds of {', '.join(IN_ROUNDS)}; {criterion} has none")
-    steps = steps or force.STEPS
+    steps = steps or STEPS
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":

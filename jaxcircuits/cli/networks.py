@@ -11,7 +11,7 @@ from jaxcircuits.cli.common import JSON, OVERWRITE, QUIET, SEED, WEIGHTS, Comman
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, folder
-from jaxcircuits.model import checkpoint_manifest, describe_architecture, load
+from jaxcircuits.loading import checkpoint_manifest, describe_architecture, load
 from jaxcircuits.models import ARCHITECTURES, ELSEWHERE
 from jaxcircuits.receptive import fields
 from weights_conversion import is_checkpoint, save_checkpoint, write_state

