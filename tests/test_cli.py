@@ -389,7 +389,7 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
     ],
 )  # fmt: skip
 def test_bad_input(arguments, why, fails, monkeypatch):
-    monkeypatch.setattr("jaxcircuits.jobs.score", None)  # it fails before any work
+    monkeypatch.setattr("jaxcircuits.jobs.score_levels", None)  # it fails before any work
     assert why in fails(*arguments)
 
 
