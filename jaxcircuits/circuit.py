@@ -30,7 +30,7 @@ COMPUTED = {"versions", "sparse", "relevant", "kept", "effective", "correlation"
 # What is read of a manifest, and the types that it may have; what else stands there is only passed on.
 TYPES: Mapping[str, Any] = {
     "model": (str,),
-    "weights": {"source": (str,), "sha256": (str,)},
+    "weights": {"source": (str,), "sha256": (str,), "transform_input": (bool,)},
     "images": {"source": (str,), "resize": (str, None), "number": (int,), "digest": (str,)},
     "feature": {"layer": (str,), "name": (str,), "channel": (int,), "position": (str, list, None)},
     "criterion": (str,),
@@ -43,7 +43,7 @@ TYPES: Mapping[str, Any] = {
     "correlation": (float, int, None),
     "layers": (list,),
 }
-EITHER = {"name", "channel"}  # of a feature
+EITHER = {"name", "channel", "transform_input"}  # need not be there
 
 
 @dataclass(frozen=True, eq=False)

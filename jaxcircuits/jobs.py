@@ -75,9 +75,10 @@ def plan(
                 found = count_kernels(relevant(network, model.variables, part, names))
                 for amount in amounts:
                     keep_counts(found, None, amount["kernels"])
+    transformed = {} if model.transform_input is None else {"transform_input": model.transform_input}
     shared = {
         "model": model.name,
-        "weights": {"source": model.weights, "sha256": model.sha256},
+        "weights": {"source": model.weights, "sha256": model.sha256} | transformed,
         "images": source,
         "criterion": criterion,
         "absolute": None if criterion in BASELINES else absolute,

@@ -182,6 +182,6 @@ def checkpoint_manifest(model: Model) -> dict[str, Any]:
         "std": list(model.std),
         "missing": list(model.missing),
     }
-    if hasattr(model.module, "transform_input"):
-        manifest["transform_input"] = model.module.transform_input  # pyright: ignore[reportAttributeAccessIssue]
+    if model.transform_input is not None:
+        manifest["transform_input"] = model.transform_input
     return manifest

@@ -89,6 +89,11 @@ class Model:
         """The convolutions and dense layers by name, in call order, for images of the nominal size."""
         return self.network().layers
 
+    @property
+    def transform_input(self) -> bool | None:
+        """Whether the module normalises its images again, as GoogLeNet may; None where it has no such option."""
+        return getattr(self.module, "transform_input", None)
+
     @functools.cached_property
     def sha256(self) -> str:
         """A digest of the weights in PyTorch's form: the same however they were delivered."""

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import jaxcircuits as jc
+from jaxcircuits.cli.circuits import _network
+from jaxcircuits.jobs import plan
 from jaxcircuits.loading import checkpoint_manifest, describe_architecture
 from jaxcircuits.models import ARCHITECTURES, RENAMED, densenet, googlenet, inception
 from tests.test_models import random_weights
@@ -64,6 +66,12 @@ def test_where_the_input_is_transformed(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "a", model.variables, model.extras, checkpoint_manifest(model))
     again = jc.load("googlenet", weights=tmp_path / "a")
     assert again.module.transform_input is True and again.missing == model.missing
+    # a circuit remembers it
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    for transform in (True, False):
+        model = jc.load("googlenet", weights=tmp_path / "a.safetensors", transform_input=transform)
+        manifest = plan(model, images, jc.Features("conv1.conv", [0]))[0].manifests[0][0]
+        assert _network(jc.Circuit({}, manifest), None, jc.load).transform_input is transform
     with pytest.raises(jc.InputError, match=r"cannot transform its input; only googlenet, inception_v3 can$"):
         jc.load("alexnet", transform_input=True)
 

@@ -36,7 +36,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.command(cls=Command, short_help="Find the circuits of features and write them to files.")
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
-@options(common.WEIGHTS, common.IMAGES, RESIZE, STRICT)
+@options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
 @click.option(
     "--absolute", type=click.Choice(ABSOLUTE), default="per_image", show_default=True,
@@ -56,8 +56,9 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
-    model: str, features: tuple[str, ...], weights, images, resize, strict, criterion, absolute, objective, keep,
-    kernels, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed, as_json, quiet,
+    model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
+    objective, keep, kernels, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed,
+    as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -76,7 +77,7 @@ def extract(
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
         raise InputError(f"--plot is {str(plot)!r}; expected a file that ends in .png")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed)
+    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
     asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
@@ -172,7 +173,8 @@ def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet)
 def _network(circuit: Circuit, weights: str | None, load) -> Model:
     """The circuit's model; with its own weights, unless others are named."""
     recorded = circuit.manifest["weights"]
-    model = load(circuit.manifest["model"], weights=recorded["source"] if weights is None else weights)
+    source = recorded["source"] if weights is None else weights
+    model = load(circuit.manifest["model"], weights=source, transform_input=recorded.get("transform_input"))
     if weights is None and model.sha256 != recorded["sha256"]:
         raise InputError(
             f"the weights {recorded['source']!r} are no longer the circuit's; --weights takes them as they are"

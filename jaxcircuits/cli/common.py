@@ -100,6 +100,11 @@ WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  
 IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: photos]")
 OTHER_WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  [default: the circuit's]")
 OTHER_IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: the circuit's]")
+TRANSFORM = click.option(
+    "--transform-input/--plain-input",
+    default=None,
+    help="Whether GoogLeNet or Inception v3 normalises its images again.  [default: as their weights were trained]",
+)
 RESIZE = click.option(
     "--resize",
     type=click.Choice(["crop", "squash"]),

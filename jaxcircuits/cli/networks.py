@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jaxcircuits.cli.common import JSON, OVERWRITE, QUIET, SEED, WEIGHTS, Command, options
+from jaxcircuits.cli.common import JSON, OVERWRITE, QUIET, SEED, TRANSFORM, WEIGHTS, Command, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, folder
@@ -21,10 +21,10 @@ from weights_conversion.lpips import FILES
 
 @click.command(cls=Command)
 @click.argument("model")
-@options(WEIGHTS, SEED)
+@options(WEIGHTS, TRANSFORM, SEED)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: MODEL.orbax]")
 @options(OVERWRITE, JSON, QUIET)
-def convert(model: str, weights, seed, out: Path | None, force, as_json, quiet) -> None:
+def convert(model: str, weights, transform_input, seed, out: Path | None, force, as_json, quiet) -> None:
     """Convert MODEL's weights to Flax, or back.
 
     They become an orbax checkpoint, which --weights takes; or PyTorch's state dict again, bit for bit, if --out ends in
@@ -39,7 +39,7 @@ def convert(model: str, weights, seed, out: Path | None, force, as_json, quiet) 
         if out.is_dir() if as_file else not is_checkpoint(out):
             raise InputError(f"{str(out)!r} is no {'file' if as_file else 'checkpoint'}, so it is not overwritten")
     check_writable(out if as_file else out.parent / f".{out.name}")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed)
+    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
     with folder(out.parent):
         if as_file:
             write_state(out, network.state_dict())
