@@ -6,6 +6,7 @@ import pytest
 
 import jaxcircuits as jc
 from jaxcircuits.features import Features
+from jaxcircuits.scores import Record
 from tests import twins
 
 CONVOLUTIONS = ("features.0", "layer1.conv1", "layer1.conv2", "features.3")
@@ -148,7 +149,7 @@ def test_images_as_blocks_and_progress(small):
     for name in CONVOLUTIONS:
         np.testing.assert_array_equal(found.values[name], expected.values[name])
     assert steps == [4, 4, 2]
-    assert expected.record == ("snip", "per_image", "abs", 5, None, "float32", False)
+    assert expected.record == Record("snip", "per_image", "abs", 5, None, "float32")
 
 
 def test_lower_precision_is_close(small):
@@ -163,7 +164,7 @@ def test_lower_precision_is_close(small):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"criterion": "snipp"}, "unknown criterion 'snipp'; expected one of snip, actgrad, magnitude, random"),
+        ({"criterion": "snipp"}, "unknown criterion 'snipp'; expected one of snip, actgrad, force, magnitude, random"),
         ({"absolute": "sometimes"}, "unknown absolute 'sometimes'; expected one of per_image, whole_set, none"),
         ({"criterion": "actgrad", "absolute": "whole_set"}, "actgrad has no absolute='whole_set'"),
         ({"criterion": "magnitude", "absolute": "sometimes"}, "unknown absolute 'sometimes'"),

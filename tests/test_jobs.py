@@ -75,9 +75,9 @@ def test_manifest(small):
 def test_neighbours_share_their_passes(small, monkeypatch):
     passes = []
     monkeypatch.setattr(
-        jobs, "score", lambda *args, **options: passes.append(args[2].channels) or score(*args, **options)
+        jobs, "score_levels", lambda *args, **options: passes.append(args[2].channels) or score(*args, **options)
     )
-    score = jc.score
+    score = jobs.score_levels
     asked = [
         jc.Features(LAYER, [1]),
         jc.Features(LAYER, [3, 5]),
@@ -130,8 +130,10 @@ def test_round_trip(small, tmp_path):
 def test_is_lazy(small, monkeypatch):
     """Scores of a chunk are gone before those of the next are made; and nothing is scored before it is asked for."""
     calls = []
-    score = jc.score
-    monkeypatch.setattr(jobs, "score", lambda *args, **options: calls.append(len(args[2])) or score(*args, **options))
+    score = jobs.score_levels
+    monkeypatch.setattr(
+        jobs, "score_levels", lambda *args, **options: calls.append(len(args[2])) or score(*args, **options)
+    )
     circuits = jc.extract(small.model, small.images, jc.Features(LAYER), chunk=2)
     assert not calls
     for i, _ in enumerate(circuits):
@@ -170,7 +172,7 @@ def test_progress_adds_up(small, criterion):
     ],
 )
 def test_errors_come_before_any_work(small, features, options, why, monkeypatch):
-    monkeypatch.setattr(jobs, "score", None)
+    monkeypatch.setattr(jobs, "score_levels", None)
     options = {} if "kernels" in options or "keep" in options else {"keep": 0.3}, options
     with pytest.raises(jc.InputError, match=why):
         jc.extract(small.model, small.images, [jc.Features(LAYER, [0]), features], **options[0], **options[1])
