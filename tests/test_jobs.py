@@ -73,11 +73,10 @@ def test_manifest(small):
 
 
 def test_neighbours_share_their_passes(small, monkeypatch):
-    passes = []
+    passes, score = [], jobs.score_levels
     monkeypatch.setattr(
         jobs, "score_levels", lambda *args, **options: passes.append(args[2].channels) or score(*args, **options)
     )
-    score = jobs.score_levels
     asked = [
         jc.Features(LAYER, [1]),
         jc.Features(LAYER, [3, 5]),
