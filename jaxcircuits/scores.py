@@ -99,7 +99,7 @@ def score(
         images: what `read_images` returns, or a normalised float array (N, H, W, C).
         features: F of them, of one layer.
         criterion: "snip", "actgrad", "force", "magnitude" or "random"; the equations stand in `jaxcircuits.criteria`.
-        absolute: where absolute values are taken: "per_image" (the default), "whole_set" (SNIP only) or "none". The
+        absolute: where absolute values are taken: "per_image" (the default), "whole_set" (not ActGrad) or "none". The
             three are different quantities; none depends on how images are batched.
         layers: those to score; by default all convolutions before the features and, for a feature of a dense layer, the
             dense layers too.
@@ -216,11 +216,12 @@ def score_levels(
         return [Scores(values, possible, chosen, record)] * len(levels)
     found = []
     for level in levels:
-        counts = level.counts(count_kernels(possible))
-        last = rounds(
-            plan._replace(sparse=False), model.variables, images, number, features, dict(values), dict(possible),
-            counts, batch, progress,
-        )  # fmt: skip
+        counts, parts = level.counts(count_kernels(possible)), []
+        for some in (slice(start, start + size) for start in range(0, len(features), size)):
+            first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
+            asked = plan._replace(sparse=False), model.variables, images, number, features[some]
+            parts.append(rounds(*asked, first, there, counts[:, some], batch, progress))
+        last = _joined(tuple(parts), len(features))
         found.append(Scores(last, possible, chosen, record._replace(**level._asdict())))
     return found
 
