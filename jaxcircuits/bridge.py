@@ -55,15 +55,15 @@ def from_nnx(model: nnx.Module, **options: Any) -> Model:
     leaves, tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
     places, variables = [], {}
     for path, variable in leaves:
-        place = _place([str(getattr(part, "key", part)) for part in path], variable, owners)
-        places.append(place if not isinstance(variable, nnx.RngState) else variable)
-        if places[-1] is place:
-            collection, module, leaf = place
+        place = None  # the state of random numbers stays where it is
+        if not isinstance(variable, nnx.RngState):
+            place = collection, module, leaf = _place([str(part.key) for part in path], variable, owners)
             variables.setdefault(collection, {}).setdefault(module, {})[leaf] = variable.get_value()
+        places.append(place)
 
     def merged(value: Callable[[Place], Array]) -> nnx.Module:
         found = [
-            variable.replace(value(place)) if isinstance(place, tuple) else variable
+            variable.replace(value(place)) if place else variable
             for place, (_, variable) in zip(places, leaves, strict=True)
         ]
         return nnx.merge(graph, jax.tree.unflatten(tree, found))
@@ -77,9 +77,8 @@ def _dotted(path: Iterable[Any]) -> str:
 
 def _place(path: list[str], variable: nnx.Variable, owners: set[str]) -> Place:
     """Where a variable stands among linen's."""
-    collection = "params" if isinstance(variable, nnx.Param) else "batch_stats"
-    if not isinstance(variable, (nnx.Param, nnx.BatchStat)):
-        collection = OTHERS
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat, OTHERS: nnx.Variable}
+    collection = next(name for name, kind in kinds.items() if isinstance(variable, kind))
     owner = _dotted(path[:-1])
     return (collection, owner, path[-1]) if owner in owners else (collection, OTHERS, _dotted(path))
 

@@ -89,7 +89,7 @@ def correlations(
     for mask in masks:
         _check_masks(network, mask, len(features))
     number = count(images)
-    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
+    places = features.places(number, batch)
     moments = np.empty((len(features), len(masks)), object)
     directions = features.matrix(network.layers[features.layer].outputs)
     size = min(CHUNK, len(features))

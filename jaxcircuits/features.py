@@ -148,17 +148,17 @@ class Features:
         """The position, or "given" where it is an array: a constant for `jit`."""
         return "given" if isinstance(self.position, np.ndarray) else self.position
 
-    def places(self, images: int) -> np.ndarray:
-        """The given positions (N, 2), one for each image; zeros where none are given.
+    def places(self, images: int, spare: int = 0) -> np.ndarray:
+        """The given positions, one for each image, zeros where none are given; then `spare` zeros: (N + spare, 2).
 
         Raises:
             InputError: there are more or fewer positions than images.
         """
         if not isinstance(self.position, np.ndarray):
-            return np.zeros((images, 2), np.int32)
+            return np.zeros((images + spare, 2), np.int32)
         if len(self.position) != images:
             raise InputError(f"there are {len(self.position)} positions for {images} images")
-        return self.position.astype(np.int32)
+        return np.pad(self.position.astype(np.int32), ((0, spare), (0, 0)))
 
 
 def joined(features: Iterable[Features]) -> list[Features]:
@@ -272,8 +272,7 @@ def place_weights(place: Place, maps: Array, given: Array) -> Array:
     if place is None:
         return jnp.ones((1, 1, 1, 1))
     if place == "argmax":
-        best = maps.reshape(*maps.shape[:2], -1).argmax(-1)
-        rows, columns = best // width, best % width
+        rows, columns = strongest(maps)
     elif place == "given":
         rows, columns = given[None, :, 0], given[None, :, 1]
     else:
@@ -281,6 +280,12 @@ def place_weights(place: Place, maps: Array, given: Array) -> Array:
         rows, columns = jnp.full((1, 1), row), jnp.full((1, 1), column)
     here = jnp.arange(height)[:, None] == rows[..., None, None]
     return (here & (jnp.arange(width) == columns[..., None, None])).astype(maps.dtype)
+
+
+def strongest(maps: Array) -> tuple[Array, Array]:
+    """Row and column of the largest value of each map, the first in row-major order: (F, N, H, W) -> twice (F, N)."""
+    best = maps.reshape(*maps.shape[:2], -1).argmax(-1)
+    return best // maps.shape[3], best % maps.shape[3]
 
 
 def cotangents(objective: str, maps: Array, where: Array) -> Array:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxcircuits.chunks import device_memory
@@ -160,7 +159,7 @@ def scores_of_chunk(
     compiled = program(plan, variables, len(features), batch)
     possible = relevant(plan.network, variables, features, plan.layers)
     directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
-    places = np.concatenate([features.places(number), np.zeros((batch, 2), np.int32)])
+    places = features.places(number, batch)
     sums, done = plan.nothing(len(features)), 0
     for block, real in batches(images, batch):
         given = jnp.asarray(places[done : done + batch], jnp.int32)

@@ -130,10 +130,14 @@ class _Seen(NamedTuple):
 def _walk(jaxpr, given: Sequence[_Seen]) -> list[_Seen]:
     """What the results of a jaxpr see."""
     known = dict(zip(jaxpr.invars, given, strict=True))
+
+    def seen(variables) -> list[_Seen]:
+        # literals have no hash, and constants are not known
+        return [_Seen.nothing() if hasattr(v, "val") else known.get(v, _Seen.nothing()) for v in variables]
+
     for equation in jaxpr.eqns:
-        seen = [known.get(v, _Seen.nothing()) if not hasattr(v, "val") else _Seen.nothing() for v in equation.invars]
-        known |= dict(zip(equation.outvars, _apply(equation, seen), strict=True))
-    return [known.get(v, _Seen.nothing()) if not hasattr(v, "val") else _Seen.nothing() for v in jaxpr.outvars]
+        known |= dict(zip(equation.outvars, _apply(equation, seen(equation.invars)), strict=True))
+    return seen(jaxpr.outvars)
 
 
 def _apply(equation, seen: list[_Seen]) -> list[_Seen]:

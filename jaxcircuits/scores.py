@@ -25,7 +25,7 @@ from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
 from jaxcircuits.paths import relevant
-from jaxcircuits.rounds import rounds
+from jaxcircuits.rounds import looked_at, rounds
 
 # as `jax.default_matmul_precision` calls them
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -214,12 +214,14 @@ def score_levels(
     record = record._replace(sparse=plan.sparse)
     if criterion not in IN_ROUNDS:
         return [Scores(values, possible, chosen, record)] * len(levels)
+    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, batch)
+    directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
     found = []
     for level in levels:
         counts, parts = level.counts(count_kernels(possible)), []
         for some in (slice(start, start + size) for start in range(0, len(features), size)):
             first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
-            asked = plan._replace(sparse=False), model.variables, images, number, features[some]
+            asked = plan, model.variables, weights, images, number, directions[some], places[some]
             parts.append(rounds(*asked, first, there, counts[:, some], batch, progress))
         last = _joined(tuple(parts), len(features))
         found.append(Scores(last, possible, chosen, record._replace(**level._asdict())))
