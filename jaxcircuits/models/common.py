@@ -1,6 +1,7 @@
 """What the models share: pieces that several families are made of, pooling and flattening the way PyTorch does them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,37 +37,38 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        window = (self.window,) * 2 if isinstance(self.window, int) else self.window
-        padding = [(w - 1) // 2 if self.padding is None else self.padding for w in window]
-        x = nn.Conv(
-            self.features,
-            window,
-            self.strides,
-            [(p, p) for p in padding],
-            feature_group_count=self.groups,
-            use_bias=False,
-            name=self.names[0],
-        )(x)
-        x = nn.BatchNorm(not train, momentum=self.momentum, epsilon=self.epsilon, name=self.names[1])(x)
-        return self.activation(x)
+        shape = self.features, self.window, self.strides, self.groups, self.padding
+        return self.activation(conv_norm(x, train, self.names, *shape, epsilon=self.epsilon, momentum=self.momentum))
+
+
+# as GoogLeNet and Inception v3 have them
+BasicConv = partial(ConvNorm, epsilon=1e-3, names=("conv", "bn"))
 
 
 def conv_norm(
     x: Array,
     train: bool,
-    name: str,
+    names: str | tuple[str, str],
     features: int,
-    window: int = 1,
+    window: int | tuple[int, int] = 1,
     strides: int = 1,
     groups: int = 1,
+    padding: int | None = None,
+    *,
+    epsilon: float = 1e-5,
     momentum: float = 0.9,
 ) -> Array:
-    """The same without activation where PyTorch has both in a longer `Sequential`: `name` "layers.3" makes the
-    convolution "layers.3" and BatchNorm "layers.4", in the scope of the module that calls."""
-    sequence, _, place = name.rpartition(".")
-    padding = (window - 1) // 2
-    x = nn.Conv(features, (window, window), strides, padding, feature_group_count=groups, use_bias=False, name=name)(x)
-    return nn.BatchNorm(not train, momentum=momentum, epsilon=1e-5, name=f"{sequence}.{int(place) + 1}")(x)
+    """The same without activation, in the scope of the module that calls.
+
+    One name, "layers.3", stands for a place in a longer `Sequential` of PyTorch's: BatchNorm is "layers.4" then.
+    """
+    if isinstance(names, str):
+        sequence, _, place = names.rpartition(".")
+        names = names, f"{sequence}.{int(place) + 1}"
+    height, width = (window, window) if isinstance(window, int) else window
+    sides = [(p, p) for p in ((w - 1) // 2 if padding is None else padding for w in (height, width))]
+    conv = nn.Conv(features, (height, width), strides, sides, feature_group_count=groups, use_bias=False, name=names[0])
+    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, name=names[1])(conv(x))
 
 
 class SqueezeExcite(nn.Module):

@@ -1,16 +1,13 @@
 """GoogLeNet as in torchvision, with BatchNorm: "Going Deeper with Convolutions" (arXiv 1409.4842)."""
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits.models.common import ConvNorm, adaptive_average_pool, flatten, renormalised
+from jaxcircuits.models.common import BasicConv, adaptive_average_pool, flatten, renormalised
 from jaxcircuits.ops import max_pool
-
-BasicConv = partial(ConvNorm, epsilon=1e-3, names=("conv", "bn"))
 
 INCEPTIONS = {  # channels of branch1, of branch2's and branch3's two convolutions, and of branch4
     "3a": (64, (96, 128), (16, 32), 32),

@@ -3,17 +3,15 @@
 Each block takes maps (N, H, W, C) to the channels of all its branches, (N, H', W', O).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits.models.common import ConvNorm, adaptive_average_pool, flatten, renormalised
+from jaxcircuits.models.common import BasicConv, adaptive_average_pool, flatten, renormalised
 from jaxcircuits.ops import max_pool
 
-BasicConv = partial(ConvNorm, epsilon=1e-3, names=("conv", "bn"))
 Window = int | tuple[int, int]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 from jax import Array
 
-from jaxcircuits.models.common import ConvNorm, adaptive_average_pool, flatten, identity
+from jaxcircuits.models.common import ConvNorm, adaptive_average_pool, conv_norm, flatten, identity
 from jaxcircuits.ops import max_pool
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves its maps
@@ -30,26 +30,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        def conv_norm(place: int, x: Array, features: int, window: int, strides: int = 1, groups: int = 1) -> Array:
-            x = nn.Conv(
-                features,
-                (window, window),
-                strides,
-                padding=window // 2,
-                feature_group_count=groups,
-                use_bias=False,
-                name=f"conv{place}",
-            )(x)
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"bn{place}")(x)
+        def layer(place: int, x: Array, features: int, window: int, strides: int = 1, groups: int = 1) -> Array:
+            return conv_norm(x, train, (f"conv{place}", f"bn{place}"), features, window, strides, groups)
 
         if self.bottleneck:
             inner = self.width * self.group_width // 64 * self.groups
-            y = nn.relu(conv_norm(1, x, inner, 1))
-            y = nn.relu(conv_norm(2, y, inner, 3, self.strides, self.groups))
-            y = conv_norm(3, y, 4 * self.width, 1)
+            y = nn.relu(layer(1, x, inner, 1))
+            y = nn.relu(layer(2, y, inner, 3, self.strides, self.groups))
+            y = layer(3, y, 4 * self.width, 1)
         else:
-            y = nn.relu(conv_norm(1, x, self.width, 3, self.strides))
-            y = conv_norm(2, y, self.width, 3)
+            y = nn.relu(layer(1, x, self.width, 3, self.strides))
+            y = layer(2, y, self.width, 3)
         if x.shape != y.shape:
             x = ConvNorm(y.shape[-1], 1, self.strides, activation=identity, name="downsample")(x, train)
         return nn.relu(x + y)
@@ -71,8 +62,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False, name="conv1")(x)
-        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name="bn1")(x))
+        x = nn.relu(conv_norm(x, train, ("conv1", "bn1"), 64, 7, 2))
         x = max_pool(x, 3, 2, 1)
         for stage, (width, count) in enumerate(zip(WIDTHS, self.blocks, strict=True), 1):
             for i in range(count):
