@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits.models import ARCHITECTURES, convnext, googlenet, mobilenet, regnet, resnet, shufflenet
+from jaxcircuits.models import ARCHITECTURES, convnext, densenet, googlenet, mobilenet, regnet, resnet, shufflenet
 from jaxcircuits.models.common import ConvNorm, SqueezeExcite
 from tests import twins
 from tests.test_models import random_oracle
@@ -121,3 +121,14 @@ def test_in_google_nets_branches():
     assert share.pop("inception3b.branch2.1.conv") == pytest.approx(1 / 192)
     assert share.pop("inception3b.branch1.conv") == 0 and set(share.values()) == {1.0}
     assert not any(name.startswith("aux") for name in model.layers)
+
+
+def test_a_dense_block_compiles_in_proportion_to_its_length():
+    def length(layers):
+        module = densenet.DenseNet(8, 4, (layers,), num_classes=2)
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+        variables = jax.eval_shape(module.init, jax.random.key(0), image)
+        gradient = jax.jit(jax.grad(lambda x, v: module.apply(v, x).sum()))
+        return len(gradient.lower(image, variables).compile().as_text().splitlines())
+
+    assert length(18) < 3 * length(6)

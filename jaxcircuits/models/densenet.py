@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import max_pool
+from jaxcircuits.ops import gradient_in_memory, max_pool
 
 
 def norm_relu(x: Array, train: bool, name: str) -> Array:
@@ -22,6 +22,7 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        x = gradient_in_memory(x)
         y = nn.Conv(4 * self.growth, (1, 1), use_bias=False, name="conv1")(norm_relu(x, train, "norm1"))
         y = nn.Conv(self.growth, (3, 3), padding=1, use_bias=False, name="conv2")(norm_relu(y, train, "norm2"))
         return jnp.concatenate([x, y], -1)
