@@ -18,7 +18,7 @@ from weights_conversion import to_flax
 SIZE = 64
 # a feature within a branch, behind a gate or in groups; layers before it, some of them small
 CASES = {
-    "convnext_tiny": ("features.1.1.block.5", ("features.0.0", "features.1.0.block.0", "features.1.1.block.0")),
+    "convnext_tiny": ("features.2.1", ("features.0.0", "features.1.0.block.0", "features.1.2.block.0")),
     "densenet121": (
         "features.denseblock1.denselayer3.conv2",
         ("features.conv0", "features.denseblock1.denselayer1.conv2"),
