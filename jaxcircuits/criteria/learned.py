@@ -1,0 +1,72 @@
+r"""Learned masks: which kernels to keep is found by training, for the highest correlation with the full feature.
+
+Every relevant kernel has a logit s, at first the logarithm of its SNIP score, less the mean and divided by the
+standard deviation over all of them. The circuit is its top k; its mask m is used as it is forwards, and as if it were s
+backwards (a straight-through estimator), so that the kernels left out are trained as well:
+
+    loss = 1 - r(a(m w), a(w))    over all images and positions of a step
+    ds   = dloss/dm
+
+in steps of Adam. On the way from dense to sparse k_t = K0 exp(-t / `RATE`); where that reaches the wanted k, another
+`SETTLING` steps with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
+are asked for.
+
+References:
+    Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv 1308.3432);
+    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (arXiv 1911.13299).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxcircuits.layers import Masks
+
+# Steps while the circuit shrinks to 1/e of its size, and once it has its size.
+RATE, SETTLING = 60, 60
+# How far a logit moves in a step, at most; in standard deviations of the first ones.
+SPEED = 0.05
+OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99)
+
+
+class State(NamedTuple):
+    """Of one feature in training: logits {layer: (I, O)}, and what the optimizer remembers."""
+
+    logits: Masks
+    memory: optax.OptState
+
+
+def first(scores: Masks, relevant: Masks) -> State:
+    """The state before the first step, from SNIP's scores {layer: (I, O)}."""
+    possible = sum(jnp.sum(mask) for mask in relevant.values())
+    smallest = 1e-6 * jnp.stack([score.max() for score in scores.values()]).max()
+    logs = {name: jnp.log(score + smallest) for name, score in scores.items()}
+    mean = sum(jnp.sum(logs[name] * relevant[name]) for name in logs) / possible
+    square = sum(jnp.sum((logs[name] - mean) ** 2 * relevant[name]) for name in logs) / possible
+    logits = {name: jnp.where(relevant[name], (log - mean) / jnp.sqrt(square + 1e-12), 0) for name, log in logs.items()}
+    return State(logits, OPTIMIZER.init(logits))
+
+
+def step(state: State, gradient: Masks, speed: Array | float = SPEED) -> State:
+    """The state after one step against dloss/dm."""
+    update, memory = OPTIMIZER.update(gradient, state.memory)
+    return State(jax.tree.map(lambda s, u: s - speed * u, state.logits, update), memory)
+
+
+def scores(state: State, relevant: Masks) -> Masks:
+    """The logits as scores over 0 in the same order, exp(s) of the relevant kernels."""
+    highest = jnp.stack([s.max() for s in state.logits.values()]).max()
+    return {name: jnp.where(relevant[name], jnp.exp((s - highest) / 4), 0) for name, s in state.logits.items()}
+
+
+def on_the_way(relevant: int, kept: int) -> np.ndarray:
+    """How many kernels the steps before the settling keep, none fewer than k: (T,).
+
+    For a larger k it is the beginning of that for a smaller one.
+    """
+    steps = int(RATE * np.log(relevant / kept))
+    return np.ceil(relevant * np.exp(-np.arange(1, steps + 1) / RATE)).astype(np.int32)

@@ -1,0 +1,72 @@
+"""Learned masks: views, the straight-through gradient against PyTorch's, and circuits that beat their prior."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jaxcircuits as jc
+from jaxcircuits import training
+from jaxcircuits.criteria import learned
+from jaxcircuits.data.views import Views
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_are_in_range_reproducible_and_different(channels):
+    images = np.random.default_rng(0).uniform(-2, [1, 2, 3][:channels], (3, 20, 30, channels)).astype(np.float32)
+    views = Views(images, (17, 13), seed=1)
+    block = views.block(4, 6)
+    assert block.shape == (6, 17, 13, channels) and block.dtype == np.float32
+    assert (block >= images.min((0, 1, 2)) - 1e-5).all() and (block <= images.max((0, 1, 2)) + 1e-5).all()
+    np.testing.assert_array_equal(block, Views(images, (17, 13), seed=1).block(4, 6))
+    np.testing.assert_array_equal(block[:2], views.block(4, 2))
+    others = [views.block(5, 6), Views(images, (17, 13), seed=2).block(4, 6)]
+    assert all(np.abs(block - other).reshape(6, -1).max(1).min() > 0.1 for other in others)
+    assert len({view.tobytes() for view in block}) == 6
+
+
+def test_views_of_other_images_are_refused():
+    with pytest.raises(jc.InputError, match="5 channels; views are made of images with 1 or 3"):
+        Views(np.zeros((2, 8, 8, 5), np.float32), (8, 8), seed=0)
+
+
+@hypothesis.given(st.integers(1, 10**6), st.floats(0, 1), st.floats(0, 1))
+def test_the_way_to_a_smaller_circuit_begins_with_that_to_a_larger(relevant, a, b):
+    small, large = sorted(max(1, round(relevant * share)) for share in (a, b))
+    ways = [learned.on_the_way(relevant, kept) for kept in (small, large)]
+    assert (np.diff(ways[0]) <= 0).all() and (ways[0] >= small).all() and (ways[1] >= large).all()
+    np.testing.assert_array_equal(ways[0][: len(ways[1])], ways[1])
+    assert len(ways[1]) or relevant / large < np.exp(1 / learned.RATE) + 1e-9
+
+
+def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
+    """dloss/dm of a circuit, for kernels in and out of it, by PyTorch's own differentiation."""
+    network, images = small.model.network((13, 11, 3)), small.images[:4]
+    features = jc.Features("features.3", [4]).resolve(network.layers)
+    scores = jc.score(small.model, images, features)
+    kept = jc.top_kernels(scores, kernels=60)
+    task = training.Task(network, "features.3", scores.layers, None)
+    variables, direction = small.model.variables, jnp.asarray(features.matrix(6))
+    full = training._full(task, variables, direction, jnp.asarray(images))[0]
+    masks = {name: mask[0].astype(np.float32) for name, mask in kept.items()}
+    found = jax.jit(jax.grad(training._loss), static_argnums=1)(masks, task, variables, direction, images, full)
+
+    masks = {name: torch.tensor(np.asarray(kept[name][0].T), dtype=torch.float32) for name in scores.layers}
+    masks = {name: mask[..., None, None].requires_grad_() for name, mask in masks.items()}
+    weights = {f"{name}.weight": small.torch.get_submodule(name).weight * mask for name, mask in masks.items()}
+    outputs = []
+    handle = small.torch.get_submodule("features.3").register_forward_hook(lambda *args: outputs.append(args[2][:, 4]))
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for given in (weights, {}):
+        torch.func.functional_call(small.torch, given, (pictures,))
+    handle.remove()
+    x, y = outputs[0], outputs[1].detach()
+    loss = 1 - torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1]
+    expected = torch.autograd.grad(loss, list(masks.values()))
+    for name, gradient in zip(masks, expected, strict=True):
+        wanted = gradient[..., 0, 0].numpy().T
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
+    assert any(np.asarray(g)[~np.asarray(kept[name][0])].any() for name, g in found.items())
