@@ -18,6 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.export import export_circuit
 from jaxcircuits.faithfulness import correlation, curve
 from jaxcircuits.features import Features
+from jaxcircuits.granularity import masks_at, scores_at
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
 from jaxcircuits.masks import iou, top_kernels
@@ -43,9 +44,11 @@ __all__ = [
     "from_nnx",
     "iou",
     "load",
+    "masks_at",
     "read_images",
     "receptive_fields",
     "relevant_kernels",
     "score",
+    "scores_at",
     "top_kernels",
 ]

@@ -121,7 +121,8 @@ def stem(manifest: Mapping[str, Any]) -> str:
     """A circuit file's name without its ending."""
     kept = manifest["keep"]
     amount = f"kernels{manifest['kernels']}" if kept is None else f"keep{kept:g}"
-    return _tame(f"{feature_stem(manifest)}.{manifest['criterion']}.{amount}")
+    unit = ".filters" if manifest.get("granularity") == "filter" else ""
+    return _tame(f"{feature_stem(manifest)}.{manifest['criterion']}{unit}.{amount}")
 
 
 def feature_stem(manifest: Mapping[str, Any]) -> str:

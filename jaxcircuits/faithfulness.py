@@ -18,6 +18,7 @@ from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features, Place, find_layer, place_weights
 from jaxcircuits.gradients import activations
+from jaxcircuits.granularity import granularity_of, shape_at
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import top_kernels
 from jaxcircuits.model import Model
@@ -41,7 +42,7 @@ def correlation(model: Model, images, features: Features, masks: Arrays, *, batc
         model: the full network.
         images: as for `score`; other images than those that scored judge a circuit fairly.
         features: F of them.
-        masks: {layer: (F, I, O) bool}; layers that are not named keep all their kernels.
+        masks: {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O); layers that are not named keep all.
         batch: images in one device call.
 
     Returns:
@@ -65,7 +66,7 @@ def curve(
         levels = score_levels(
             model, images, features, [Level(keep=keep, steps=record.steps) for keep in keeps],
             criterion=record.criterion, absolute=record.absolute or "per_image", layers=scores.layers,
-            precision=record.precision,
+            granularity=record.granularity, precision=record.precision,
         )  # fmt: skip
     masks = [top_kernels(found, keep=keep) for found, keep in zip(levels, keeps, strict=True)]
     return correlations(model, images, features, masks, batch=batch)
@@ -183,6 +184,6 @@ def _check_masks(network: Network, masks: Arrays, features: int) -> None:
         layer = find_layer(network.layers, name)
         if layer.trouble:
             raise InputError(layer.trouble)
-        expected = (features, layer.inputs, layer.outputs)
+        expected = (features, *shape_at(layer, granularity_of(mask, name)))
         if tuple(mask.shape) != expected:
             raise InputError(f"the mask of {name!r} has shape {tuple(mask.shape)}; expected {expected}")

@@ -18,6 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
 from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
+from jaxcircuits.granularity import count_relevant, masks_at, shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, top_kernels
@@ -53,6 +54,7 @@ def plan(
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
     steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
@@ -60,7 +62,9 @@ def plan(
     batch: int | None = None,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
-    check_options(criterion, absolute, precision, chunk, batch, steps)
+    check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
+    if granularity == "weight":
+        raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)
     source = _image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
@@ -71,8 +75,9 @@ def plan(
         model.check_weights((*names, f.layer))
         f.places(number)  # an error if they are not as many as the images
         if kernels is not None:
+            shapes = {name: shape_at(network.layers[name], granularity) for name in names}
             for part in in_chunks(f, 16):
-                found = count_kernels(relevant(network, model.variables, part, names))
+                found = count_relevant(relevant(network, model.variables, part, names), shapes)
                 for amount in amounts:
                     keep_counts(found, None, amount["kernels"])
     transformed = {} if model.transform_input is None else {"transform_input": model.transform_input}
@@ -82,6 +87,7 @@ def plan(
         "images": source,
         "criterion": criterion,
         "absolute": None if criterion in BASELINES else absolute,
+        "granularity": granularity,
         "seed": seed if criterion == "random" else None,
         "precision": precision,
         **({"steps": steps} if criterion in IN_ROUNDS else {}),
@@ -107,6 +113,7 @@ def extract(
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
     steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
@@ -122,6 +129,8 @@ def extract(
         features: one `Features` or several, each with one or many features.
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
+        granularity: "kernel", or "filter": whole filters are kept, so many or that fraction of the relevant ones. The
+            circuit's masks are then those of the filters' relevant kernels, and each has the score of its filter.
         with_scores: keep the scores in the circuits as well.
         progress: called with what was done since the last call; one for each feature and image that is scored, in
             each round, and one for each circuit and image that is judged.
@@ -133,6 +142,7 @@ def extract(
         InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
+    options["granularity"] = granularity
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
     jobs = plan(model, images, features, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
@@ -142,7 +152,7 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            size, _ = sizes(network, job.layers, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
+            size, _ = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
             size = min(size, len(job.features))
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
@@ -185,6 +195,7 @@ def _circuits(
     """The circuits of one chunk's features, of which there are as many as manifests; the rest only fills it up."""
     real = len(manifests)
     masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
+    masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
     r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
     possible = count_kernels(scores[0].relevant)
@@ -203,13 +214,19 @@ def _circuits(
             yield Circuit(
                 _row(masks[k], scores[k].layers, f),
                 manifest,
-                scores=_row(scores[k].values, scores[k].layers, f) if with_scores else None,
+                scores=_kernel_scores(scores[k], f) if with_scores else None,
                 direction=None if feature.directions is None else feature.directions[0],
             )
 
 
 def _row(arrays: Masks | Mapping[str, Any], layers: tuple[str, ...], f: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(arrays[name][f]) for name in layers}
+
+
+def _kernel_scores(scores: Scores, f: int) -> dict[str, np.ndarray]:
+    """{layer: (I, O)} of one feature; of filters, each relevant kernel has its filter's."""
+    found, possible = (_row(arrays, scores.layers, f) for arrays in (scores.values, scores.relevant))
+    return {name: np.where(possible[name], found[name], np.float32(0)) for name in scores.layers}
 
 
 def _identity(feature: Features) -> dict[str, Any]:

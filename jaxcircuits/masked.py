@@ -54,9 +54,9 @@ class Terms(NamedTuple):
 
 
 def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
-    """The masked layers, in call order, for which `convolution` is the faster way: none but on a CPU."""
+    """The layers with masks (F, I, O), in call order, for which `convolution` is the faster way: none but on a CPU."""
     before = itertools.takewhile(lambda name: name != target, layers)
-    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool]
+    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool and masks[name].ndim == 3]
     if jax.default_backend() != "cpu":
         return ()
     return tuple(la.name for la in found if la.ungrouped and la.outputs >= 2 * GROUP)

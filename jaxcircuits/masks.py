@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.errors import InputError
+from jaxcircuits.granularity import count_relevant, relevant_at
 from jaxcircuits.layers import Arrays, Masks
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
 def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | None = None) -> Masks:
     """Keep the kernels of highest score: exactly k of each feature's relevant ones, and no others.
 
-    Ties go to the kernel that comes first by (layer in call order, output channel o, input channel i). Signed scores
-    are ranked as they are, the most negative last. Masks of the same scores are nested over keep.
+    Scores of weights or filters give masks of weights or filters, k of them. Ties go to what comes first by (layer in
+    call order, output channel o, input channel i, weight). Signed scores are ranked as they are, the most negative
+    last. Masks of the same scores are nested over keep.
 
     Args:
         scores: as `score` returns them.
@@ -52,14 +54,14 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
         kernels: k itself. By default what the scores were made for, where they depend on that ("force").
 
     Returns:
-        {layer: (F, I, O) bool}.
+        {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O).
 
     Raises:
         InputError: as `keep_counts`; scores that are not numbers; a feature without any relevant kernel.
     """
     if keep is None and kernels is None:
         keep, kernels = scores.record.keep, scores.record.kernels
-    relevant = count(scores.relevant)
+    relevant = count_relevant(scores.relevant, {name: scores.values[name].shape[1:] for name in scores.layers})
     if (relevant == 0).any():
         raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
     counts = keep_counts(relevant, keep, kernels)
@@ -71,14 +73,19 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
 
 @functools.partial(jax.jit, static_argnames="layers")
 def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
-    """`top_kernels` for counts (F,).
+    """`top_kernels` for counts (F,), of values at any granularity and relevant kernels (F, I, O).
 
     Finds each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fills ties.
     """
-    codes = {name: jnp.where(relevant[name], _ordered(values[name]), 0) for name in layers}
+    # in PyTorch's order (F, O, I, K), by which ties are broken, as far as there are these axes
+    codes = {
+        name: _by_output(jnp.where(relevant_at(relevant[name], values[name].ndim), _ordered(values[name]), 0))
+        for name in layers
+    }
 
     def at_least(threshold: Array) -> Array:
-        return sum((codes[n] >= threshold[:, None, None]).sum((1, 2), dtype=jnp.int32) for n in layers)  # pyright: ignore
+        flat = [code.reshape(len(code), -1) for code in codes.values()]
+        return sum((code >= threshold[:, None]).sum(1, dtype=jnp.int32) for code in flat)  # pyright: ignore
 
     def bisect(step: Array, threshold: Array) -> Array:
         higher = threshold | (jnp.uint32(1) << (jnp.uint32(31) - step.astype(jnp.uint32)))
@@ -88,12 +95,18 @@ def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) 
     left = counts - at_least(threshold + 1)
     masks = {}
     for name in layers:
-        tied = (codes[name] == threshold[:, None, None]).transpose(0, 2, 1)
-        rank = jnp.cumsum(tied.reshape(len(tied), -1), axis=1, dtype=jnp.int32).reshape(tied.shape)
-        chosen = (tied & (rank <= left[:, None, None])).transpose(0, 2, 1)
-        masks[name] = (codes[name] > threshold[:, None, None]) | chosen
-        left = jnp.maximum(left - rank[:, -1, -1], 0)
+        code = codes[name].reshape(len(codes[name]), -1)
+        tied = code == threshold[:, None]
+        rank = jnp.cumsum(tied, axis=1, dtype=jnp.int32)
+        chosen = (code > threshold[:, None]) | (tied & (rank <= left[:, None]))
+        masks[name] = _by_output(chosen.reshape(codes[name].shape))
+        left = jnp.maximum(left - rank[:, -1], 0)
     return masks
+
+
+def _by_output(array: Array) -> Array:
+    """(F, K, I, O), (F, I, O) or (F, O) with all axes but the first in reverse; and back."""
+    return array.transpose(0, *reversed(range(1, array.ndim)))
 
 
 def _ordered(values: Array) -> Array:

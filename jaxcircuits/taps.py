@@ -156,11 +156,14 @@ def ones(network: Network, variables: Variables, masks: Arrays) -> Variables:
 
 
 def with_masks(network: Network, variables: Variables, masks: Arrays) -> Variables:
-    """The variables with each named layer's weights multiplied by its mask, {layer: (I, O)}: a circuit's network."""
+    """The variables with each named layer's weights multiplied by its mask: a circuit's network.
+
+    Masks are {layer: (I, O)}, of weights (K, I, O), of filters (O,); a filter without weights still has its bias.
+    """
     params: dict = traverse_util.flatten_dict(variables["params"])
     for name, mask in masks.items():
         path = (*network.layers[name].path, "kernel")
-        params[path] = params[path] * mask
+        params[path] = params[path] * (mask.reshape(params[path].shape) if mask.ndim == 3 else mask)
     return {**variables, "params": traverse_util.unflatten_dict(params)}
 
 

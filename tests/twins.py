@@ -108,8 +108,13 @@ def one_image(network, image, target, direction):
     return seen, torch.einsum("ohw,o->hw", output, torch.from_numpy(direction))
 
 
-def snip(network, images, target, direction, layers, *, absolute="per_image", objective="abs", places=None):
-    """SNIP of one feature: {layer: (O, I)}, by autograd with respect to the weights; places are those of the images."""
+def snip(
+    network, images, target, direction, layers, *, absolute="per_image", objective="abs", places=None, weights_too=False
+):
+    """SNIP of one feature: {layer: (O, I)}, by autograd with respect to the weights; places are those of the images.
+
+    With `weights_too`, of every weight: {layer: (O, I, K)}.
+    """
     weights = [network.get_submodule(name).weight for name in layers]
     gradients = []
     for n, image in enumerate(images):
@@ -120,15 +125,12 @@ def snip(network, images, target, direction, layers, *, absolute="per_image", ob
     for k, (name, w) in enumerate(zip(layers, weights, strict=True)):
         per_image = torch.stack([w * g[k] for g in gradients])
         per_image = per_image.reshape(len(images), *w.shape[:2], -1)
-        scores[name] = (
-            {
-                "per_image": per_image.abs().mean(-1).mean(0),
-                "whole_set": per_image.mean(0).abs().mean(-1),
-                "none": per_image.mean(-1).mean(0),
-            }[absolute]
-            .detach()
-            .numpy()
-        )
+        each = {
+            "per_image": per_image.abs().mean(0),
+            "whole_set": per_image.mean(0).abs(),
+            "none": per_image.mean(0),
+        }[absolute]
+        scores[name] = (each if weights_too else each.mean(-1)).detach().numpy()
     return scores
 
 
@@ -157,6 +159,20 @@ def actgrad(network, images, target, direction, layers, *, absolute="per_image",
                 for o, i in np.ndindex(*module.weight.shape[:2]):
                     scores[name][o, i] += part(contribution(module, x, o, i) * g[0, o]).mean() / len(images)
     return {name: score.numpy() for name, score in scores.items()}
+
+
+def actgrad_of_filters(network, images, target, direction, layers, *, absolute="per_image"):
+    """ActGrad of one feature, with each layer's whole output, bias included: {layer: (O,)}."""
+    part = torch.abs if absolute == "per_image" else lambda a: a
+    scores = {name: 0 for name in layers}
+    for image in images:
+        seen, maps = one_image(network, image, target, direction)
+        outputs = [seen[name][1] for name in layers]
+        gradients = torch.autograd.grad(maps.abs().sum(), outputs)
+        for name, y, g in zip(layers, outputs, gradients, strict=True):
+            y, g = y[0].detach(), g[0]
+            scores[name] += part(y * g).reshape(len(y), -1).mean(1).numpy() / len(images)
+    return scores
 
 
 def top_kernels(values, relevant, layers, count):

@@ -48,6 +48,10 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 )  # fmt: skip
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
+@click.option(
+    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
+    help="What is scored, kept and counted: kernels, or whole filters.",
+)  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {STEPS}]")
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
@@ -57,8 +61,8 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
     model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
-    objective, keep, kernels, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed,
-    as_json, quiet,
+    objective, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force,
+    seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -81,7 +85,7 @@ def extract(
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
     asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked |= {"steps": steps, **amounts}
+    asked |= {"granularity": granularity, "steps": steps, **amounts}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
     manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
@@ -107,7 +111,7 @@ def extract(
     labels = [_label(row) for row in rows]
     r = np.array([row["correlation"] for row in rows], float).reshape(-1, len(levels))
     if plot:
-        what = "kernels kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
+        what = f"{granularity}s kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
         title = f"{model}, {criterion}, {len(pictures)} images"
         curves(plot, labels[:: len(levels)], levels, r, title=title, xlabel=what)
     _print_circuits(screen, rows, labels, r, next(iter(amounts)), levels)
@@ -226,7 +230,8 @@ def _print_circuits(
 def _plot_stem(manifests: Sequence[dict[str, Any]], levels: int) -> str:
     """`features.10_9.snip` for one feature, `features.10_9_and_3_more.snip` for four."""
     more = len(manifests) // levels - 1
-    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{manifests[0]['criterion']}"
+    unit = ".filters" if manifests[0]["granularity"] == "filter" else ""
+    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{manifests[0]['criterion']}{unit}"
 
 
 def _label(manifest: Mapping[str, Any]) -> str:
