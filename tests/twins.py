@@ -190,13 +190,14 @@ def top_kernels(values, relevant, layers, count):
 
 
 def with_kernels(network, masks):
-    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I)."""
+    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I), or
+    with masked weights, of their own shape."""
 
     def run(images):
         weights = {}
         for name, mask in masks.items():
             w = network.get_submodule(name).weight
-            weights[f"{name}.weight"] = w * torch.tensor(mask).reshape(*mask.shape, *[1] * (w.ndim - 2))
+            weights[f"{name}.weight"] = w * torch.tensor(mask).reshape(*mask.shape, *[1] * (w.ndim - mask.ndim))
         seen, handles = {}, []
         for name, module in network.named_modules():
             hook = lambda _, x, y, name=name: seen.update({name: y})  # noqa: E731
