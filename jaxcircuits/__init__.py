@@ -16,12 +16,13 @@ from jaxcircuits.circuit import Circuit
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import export_circuit
-from jaxcircuits.faithfulness import correlation, curve
+from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.granularity import masks_at, scores_at
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
 from jaxcircuits.masks import iou, top_kernels
+from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Circuit",
+    "Evaluation",
     "Features",
     "Images",
     "InputError",
@@ -39,6 +41,7 @@ __all__ = [
     "correlation",
     "curve",
     "effective_kernels",
+    "evaluate",
     "export_circuit",
     "extract",
     "from_nnx",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from jaxcircuits.gradients import activations
 from jaxcircuits.granularity import granularity_of, shape_at
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import top_kernels
+from jaxcircuits.measures import Evaluation, Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Level, Scores, score_levels
 from jaxcircuits.taps import Network, with_masks
@@ -72,6 +73,45 @@ def curve(
     return correlations(model, images, features, masks, batch=batch)
 
 
+def evaluate(
+    model: Model,
+    images,
+    features: Features,
+    masks: Arrays | Sequence[Arrays],
+    *,
+    batch: int = BATCH,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Evaluation:
+    """Run K circuits of each feature and the full network on images; every measure of `measures` follows from that.
+
+    Args:
+        model: the full network.
+        images: N of them, as for `score`; other images than those that scored judge a circuit fairly.
+        features: F of them.
+        masks: {layer: (F, I, O) bool}, or K of them, of the same layers; layers that are not named keep all kernels.
+        batch: images in one device call.
+        progress: called with the number of features times images done since the last call.
+
+    Returns:
+        What the measures need, and the measures as its methods: `evaluate(...).correlation()` is (F, K). Warns of
+        circuits that are constant, by the feature's name.
+
+    Raises:
+        InputError: as `correlation`, and masks of different layers.
+    """
+    masks = [masks] if isinstance(masks, Mapping) else list(masks)
+    if not masks:
+        raise InputError("there are no masks; expected at least one")
+    if other := [mask for mask in masks if set(mask) != set(masks[0])]:
+        differing = sorted(set(other[0]) ^ set(masks[0]))
+        raise InputError(f"the masks cover different layers: {differing} stand in some of them only")
+    empty = {name: np.zeros(np.shape(mask), bool) for name, mask in masks[0].items()}
+    moments, labels = _moments_of(model, images, features, [*masks, empty], batch, progress)
+    found = Evaluation(labels, moments.circuits(slice(-1)), moments.circuits(slice(-1, None)))
+    _warn_of_constants(found.moments, labels)
+    return found
+
+
 def correlations(
     model: Model,
     images,
@@ -82,6 +122,22 @@ def correlations(
     progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
+    moments, labels = _moments_of(model, images, features, masks, batch, progress)
+    _warn_of_constants(moments, labels)
+    return pearson(moments)
+
+
+def _warn_of_constants(moments: Moments, labels: Sequence[str]) -> None:
+    found = pooled(moments)
+    for f, _ in np.argwhere((found.constant_x | found.constant_y)[..., 0]):
+        what = "full network" if found.constant_y[f, 0, 0] else "circuit"
+        warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)
+
+
+def _moments_of(
+    model: Model, images, features: Features, masks: Sequence[Arrays], batch: int, progress: Callable[[int], object]
+) -> tuple[Moments, tuple[str, ...]]:
+    """The moments of K circuits of each feature, (F, K, N), and the features' labels."""
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1")
     network = model.network(image_shape(images))
@@ -91,7 +147,8 @@ def correlations(
         _check_masks(network, mask, len(features))
     number = count(images)
     places = features.places(number, batch)
-    moments = np.empty((len(features), len(masks)), object)
+    of_full = np.empty((len(OF_FULL), len(features), number), np.float32)
+    of_circuit = np.empty((len(OF_CIRCUIT), len(features), len(masks), number), np.float32)
     directions = features.matrix(network.layers[features.layer].outputs)
     size = min(CHUNK, len(features))
     plan = Plan(network, features.layer, features.place)
@@ -100,19 +157,26 @@ def correlations(
     with jax.default_matmul_precision("highest"):
         for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
             d = jnp.asarray(part.matrix(directions.shape[1]))
-            done = 0
+            done, here = 0, min(size, len(features) - start)  # the last chunk is filled up
             for block, real in batches(images, batch):
                 block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
-                full, where, outputs = _full_maps(plan, near, model.variables, d, given, block, jnp.int32(real))
-                for f, k in np.ndindex(min(size, len(features) - start), len(masks)):
+                full, where, outputs, found = _full_maps(plan, near, model.variables, d, given, block)
+                of_full[:, start : start + here, done : done + real] = np.asarray(found)[:, :here, :real]
+                for f, k in np.ndindex(here, len(masks)):
                     mask = {name: m[start + f] for name, m in masks[k].items()}
                     terms = masked.all_terms(network.layers, by_terms[k], mask, outputs)
                     rest = {name: m for name, m in mask.items() if name not in terms}
                     found = _moments(plan, model.variables, rest, terms, d, full, where, jnp.int32(f), block)
-                    moments[start + f, k] = _merged(moments[start + f, k], found)
+                    of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
                 done += real
-                progress(real * min(size, len(features) - start))
-    return _pearson(moments, features.labels)
+                progress(real * here)
+    arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))
+    return Moments(**arrays), features.labels
+
+
+# what is computed of one image, in this order
+OF_FULL = ("count", "mean_y", "yy", "low_y", "high_y")
+OF_CIRCUIT = ("mean_x", "xx", "low_x", "high_x", "xy", "error")
 
 
 class Plan(NamedTuple):
@@ -125,58 +189,40 @@ class Plan(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("plan", "near"))
 def _full_maps(
-    plan: Plan, near: tuple[str, ...], variables, directions: Array, places: Array, images: Array, real: Array
-) -> tuple[Array, Array, Masks]:
+    plan: Plan, near: tuple[str, ...], variables, directions: Array, places: Array, images: Array
+) -> tuple[Array, Array, Masks, Array]:
     """The features in the full network (F, N, H, W), and where they count: 1 or 0, of the same shape; the outputs of
-    the layers `near`."""
+    the layers `near`; `OF_FULL` (5, F, N)."""
     network = plan.network
     inputs = network.run(variables, images)
     maps = activations(network.layers[plan.target], variables, inputs[plan.target], directions)
-    where = place_weights(plan.place, maps, places) * (jnp.arange(len(images)) < real)[:, None, None]
+    where = jnp.broadcast_to(place_weights(plan.place, maps, places), maps.shape)
     outputs = {name: masked.outputs(network.layers[name], variables, inputs[name]) for name in near}
-    return maps, jnp.broadcast_to(where, maps.shape), outputs
+    mean, off, low, high = _of_images(maps, where)
+    return maps, where, outputs, jnp.stack([where.sum((-2, -1)), mean, (off * off).sum((-2, -1)), low, high])
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _moments(
     plan: Plan, variables, masks, terms, directions: Array, full: Array, where: Array, f: Array, images: Array
-):
-    """Count, means, centred second moments and extremes of feature f in its circuit (x) and in the full network (y)."""
+) -> Array:
+    """`OF_CIRCUIT` of feature f in its circuit (x) and in the full network (y): (6, N)."""
     variables = with_masks(plan.network, variables, masks)
     inputs = plan.network.run(variables, images, terms=terms)[plan.target]
     x = activations(plan.network.layers[plan.target], variables, inputs, directions[f][None])[0]
     y, counts = full[f], where[f]
-    n = counts.sum()
-    mean_x, mean_y = (x * counts).sum() / n, (y * counts).sum() / n
-    dx, dy = (x - mean_x) * counts, (y - mean_y) * counts
-    here = counts > 0
-    extremes = [jnp.where(here, sign * a, jnp.inf).min() * sign for a in (x, y) for sign in (1, -1)]
-    return jnp.stack([n, mean_x, mean_y, (dx * dx).sum(), (dy * dy).sum(), (dx * dy).sum(), *extremes])
+    mean, off, low, high = _of_images(x, counts)
+    difference = (x - y) * counts
+    products = [off * off, off * _of_images(y, counts)[1], difference * difference]
+    xx, xy, error = (product.sum((-2, -1)) for product in products)
+    return jnp.stack([mean, xx, low, high, xy, error])
 
 
-def _merged(old: np.ndarray | None, new: Array) -> np.ndarray:
-    """The moments of two sets of values together, in float64 (Chan, Golub, LeVeque 1979)."""
-    b = np.asarray(new, np.float64)
-    if old is None:
-        return b
-    n = old[0] + b[0]
-    dx, dy = b[1] - old[1], b[2] - old[2]
-    between = np.array([dx * dx, dy * dy, dx * dy]) * old[0] * b[0] / n
-    low, high = np.minimum(old[6:], b[6:]), np.maximum(old[6:], b[6:])
-    return np.array([n, old[1] + dx * b[0] / n, old[2] + dy * b[0] / n, *(old[3:6] + b[3:6] + between),
-                     low[0], high[1], low[2], high[3]])  # fmt: skip
-
-
-def _pearson(moments: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    r = np.full(moments.shape, np.nan)
-    for f, k in np.ndindex(moments.shape):
-        *_, xx, yy, xy, low_x, high_x, low_y, high_y = moments[f, k]
-        if low_x < high_x and low_y < high_y:
-            r[f, k] = np.clip(xy / np.sqrt(xx * yy), -1, 1)  # rounding may lead beyond
-        else:
-            what = "circuit" if low_y < high_y else "full network"
-            warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)
-    return r
+def _of_images(values: Array, where: Array) -> tuple[Array, Array, Array, Array]:
+    """Of maps (..., H, W), where they count: mean (...), differences from it (..., H, W), least, largest (...)."""
+    mean = (values * where).sum((-2, -1)) / where.sum((-2, -1))
+    low, high = (sign * jnp.where(where > 0, sign * values, jnp.inf).min((-2, -1)) for sign in (1, -1))
+    return mean, (values - mean[..., None, None]) * where, low, high
 
 
 def _check_masks(network: Network, masks: Arrays, features: int) -> None:
