@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,20 +11,19 @@ import numpy as np
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
-from jaxcircuits.data import Images, batches, count, image_shape
+from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
 from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import count_relevant, masks_at, shape_at
 from jaxcircuits.layers import Masks
+from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Level, Scores, check_options, score_levels
-
-RECORDED_VERSIONS = ("jaxcircuits", "jax", "flax", "numpy")
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def plan(
     if granularity == "weight":
         raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)
-    source = _image_source(images)  # reads all pictures, which are counted with that
+    source = image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
     every = [features] if isinstance(features, Features) else list(features)
     every = joined(f.resolve(network.layers) for f in every)
@@ -80,10 +77,8 @@ def plan(
                 found = count_relevant(relevant(network, model.variables, part, names), shapes)
                 for amount in amounts:
                     keep_counts(found, None, amount["kernels"])
-    transformed = {} if model.transform_input is None else {"transform_input": model.transform_input}
     shared = {
-        "model": model.name,
-        "weights": {"source": model.weights, "sha256": model.sha256} | transformed,
+        **model_source(model),
         "images": source,
         "criterion": criterion,
         "absolute": None if criterion in BASELINES else absolute,
@@ -92,13 +87,13 @@ def plan(
         "precision": precision,
         **({"steps": steps} if criterion in IN_ROUNDS else {}),
         "dtype": "float32",
-        "versions": {name: version(name) for name in RECORDED_VERSIONS},
+        "versions": versions(),
     }
 
     def manifests(f: Features, names: tuple[str, ...]) -> list[list[dict[str, Any]]]:
         asked = shared | {"layers": list(names), "objective": f.objective}
         both = {"keep": None, "kernels": None}
-        return [[asked | {"feature": _identity(one)} | both | amount for amount in amounts] for one in f]
+        return [[asked | {"feature": identity(one)} | both | amount for amount in amounts] for one in f]
 
     return [Job(f, names, manifests(f, names)) for f, names in zip(every, chosen, strict=True)]
 
@@ -227,26 +222,3 @@ def _kernel_scores(scores: Scores, f: int) -> dict[str, np.ndarray]:
     """{layer: (I, O)} of one feature; of filters, each relevant kernel has its filter's."""
     found, possible = (_row(arrays, scores.layers, f) for arrays in (scores.values, scores.relevant))
     return {name: np.where(possible[name], found[name], np.float32(0)) for name in scores.layers}
-
-
-def _identity(feature: Features) -> dict[str, Any]:
-    """One feature for the manifest."""
-    position = feature.position.tolist() if isinstance(feature.position, np.ndarray) else feature.position
-    position = list(position) if isinstance(position, tuple) else position
-    if feature.directions is None:
-        which = {"channel": (feature.channels or (0,))[0]}
-    else:  # two files may have one name
-        digest = hashlib.sha256(np.ascontiguousarray(feature.directions[0]).data).hexdigest()
-        which = {"name": (feature.names or ("",))[0], "digest": digest}
-    return {"layer": feature.layer, **which, "position": position}
-
-
-def _image_source(images) -> dict[str, Any]:
-    """Where the images came from, for the manifest."""
-    if isinstance(images, Images):
-        digest = images.digest  # before len, which would take another look at every file
-        return {"source": images.source, "resize": images.resize, "number": len(images), "digest": digest}
-    sha = hashlib.sha256()
-    for block, real in batches(images, 16):
-        sha.update(np.ascontiguousarray(block[:real]).data)
-    return {"source": "array", "resize": None, "number": count(images), "digest": sha.hexdigest()}
