@@ -13,6 +13,8 @@ that computes it. Images and weights become scores, scores masks, masks circuits
 
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
+from jaxcircuits.compare import compare
+from jaxcircuits.comparison import Comparison
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import export_circuit
@@ -32,12 +34,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Circuit",
+    "Comparison",
     "Evaluation",
     "Features",
     "Images",
     "InputError",
     "Model",
     "Scores",
+    "compare",
     "correlation",
     "curve",
     "effective_kernels",

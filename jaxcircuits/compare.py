@@ -73,6 +73,64 @@ def compare(
             Warns when test images are among the images.
     """
     test_images = images if test_images is None else test_images
+    options: Any = {"absolute": absolute, "granularity": granularity, "seed": seed, "precision": precision}
+    options |= {"batch": batch, "chunk": chunk}
+    asked: Any = {"criteria": criteria, "keeps": keeps, "layers": layers, "steps": steps, "level": level}
+    every, manifest = question(model, images, features, test_images=test_images, number=number, **asked, **options)
+    criteria, keeps = manifest["criteria"], manifest["keeps"]
+    network = model.network(image_shape(images))
+    tests = count(test_images)
+    weights = np.concatenate([np.ones((1, tests)), resamples(tests, number, seed)])
+    _warn_of_shared(images, test_images)
+
+    by_weight = absolute == "whole_set" or granularity == "weight"
+    totals: dict[str, _Total] = {}
+    for f in every:
+        names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
+        size, _ = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
+        size = min(size, len(f))
+        for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
+            real = min(size, len(f) - start)  # the last chunk is filled up
+            total = totals.setdefault(f.layer, _Total(criteria, level))
+            rows = []
+            for name in criteria:
+                levels = [Level(keep=keep, steps=steps) if name in IN_ROUNDS else Level() for keep in keeps]
+                with measured() as cost:
+                    scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
+                    jax.block_until_ready(scores)
+                total.costs[name] += cost
+                masks = [top_kernels(found, keep=keep) for found, keep in zip(scores, keeps, strict=True)]
+                masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
+                del scores
+                rows.append(_judged(model, test_images, part[:real], masks, weights))
+                progress(real)
+            total.add(part[:real].labels, *(np.stack(arrays, 1) for arrays in zip(*rows, strict=True)))
+    found = {name: total.result() for name, total in totals.items()}
+    means = np.mean([total.means() for total in totals.values()], 0)
+    overall = average(means, level) if len(found) > 1 else None
+    return Comparison(tuple(criteria), tuple(keeps), found, overall, manifest)
+
+
+def question(
+    model: Model,
+    images,
+    features: Features | Iterable[Features],
+    *,
+    test_images,
+    criteria: Sequence[str],
+    keeps: Sequence[float],
+    absolute: str,
+    layers: Sequence[str] | None = None,
+    granularity: str,
+    steps: int,
+    seed: int,
+    precision: str,
+    chunk: int | None = None,
+    batch: int | None = None,
+    level: float = LEVEL,
+    number: int = RESAMPLES,
+) -> tuple[list[Features], dict[str, Any]]:
+    """The features that `compare` would score and its manifest, for the same arguments and with the same errors."""
     criteria, keeps = tuple(dict.fromkeys(criteria)), tuple(dict.fromkeys(keeps))
     for name in criteria:
         check_options(name, absolute, precision, chunk, batch, steps, granularity)
@@ -107,37 +165,7 @@ def compare(
         "resamples": number,
         "versions": versions(),
     }
-    tests = count(test_images)
-    weights = np.concatenate([np.ones((1, tests)), resamples(tests, number, seed)])
-    _warn_of_shared(images, test_images)
-
-    options: Any = {"absolute": absolute, "granularity": granularity, "seed": seed, "precision": precision}
-    options |= {"batch": batch, "chunk": chunk}
-    by_weight = absolute == "whole_set" or granularity == "weight"
-    totals: dict[str, _Total] = {}
-    for f, names in zip(every, chosen, strict=True):
-        size, _ = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
-        size = min(size, len(f))
-        for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
-            real = min(size, len(f) - start)  # the last chunk is filled up
-            total = totals.setdefault(f.layer, _Total(criteria, level))
-            rows = []
-            for name in criteria:
-                levels = [Level(keep=keep, steps=steps) if name in IN_ROUNDS else Level() for keep in keeps]
-                with measured() as cost:
-                    scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
-                    jax.block_until_ready(scores)
-                total.costs[name] += cost
-                masks = [top_kernels(found, keep=keep) for found, keep in zip(scores, keeps, strict=True)]
-                masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
-                del scores
-                rows.append(_judged(model, test_images, part[:real], masks, weights))
-                progress(real)
-            total.add(part[:real].labels, *(np.stack(arrays, 1) for arrays in zip(*rows, strict=True)))
-    found = {name: total.result() for name, total in totals.items()}
-    means = np.mean([total.means() for total in totals.values()], 0)
-    overall = average(means, level) if len(found) > 1 else None
-    return Comparison(criteria, keeps, found, overall, manifest)
+    return every, manifest
 
 
 def _judged(

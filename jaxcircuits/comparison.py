@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcircuits import plots
 from jaxcircuits.circuit import finite
 from jaxcircuits.costs import Cost
+from jaxcircuits.errors import InputError
+from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.measures import interval
 
 MANY = 40  # features beyond which the Markdown leaves single ones to the CSV
+ENDINGS = (".csv", ".md", ".png", ".json")
 OVERALL = "mean of the layers"
 COSTS = (
     "Seconds for one feature at all keep levels, without compiling; compiling, once for all; the most memory that the "
@@ -169,6 +175,28 @@ class Comparison:
         tables = {"averages": self.average_rows(), "wins": self.wins(), "costs": self.cost_rows(), "rows": self.rows()}
         return {"manifest": dict(self.manifest), **tables}
 
+    def save(self, stem: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
+        """Write STEM.csv, STEM.md, STEM.png and STEM.json, all of them or none.
+
+        Raises:
+            InputError: they exist and answer another question and `force` is not set, or they cannot be written.
+        """
+        paths = free_paths(stem, self.manifest, force=force)
+        what = f"{self.manifest['granularity']}s"
+        options = {"title": self.title, "xlabel": f"{what} kept (fraction of the relevant ones)"}
+        panels = {name: (found.r, found.ends) for name, found in self.averages.items()}
+        image = plots.comparison(panels, self.criteria, self.keeps, **options)
+        contents = (self.csv().encode(), self.markdown().encode(), image, self.json().encode())
+        write_all(dict(zip(paths, contents, strict=True)))
+        return paths
+
+    @property
+    def title(self) -> str:
+        """`alexnet, 2 features, judged on 24 images`."""
+        number = sum(len(layer.labels) for layer in self.layers.values())
+        features = f"{number} features" if number > 1 else next(iter(self.layers.values())).labels[0]
+        return f"{self.manifest['model']}, {features}, judged on {self.manifest['test_images']['number']} images"
+
     def json(self) -> str:
         return json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
 
@@ -215,6 +243,29 @@ class Comparison:
         criteria = range(len(self.criteria))
         cells = [[f"{keep:g}", *(cell(c, k) for c in criteria)] for k, keep in enumerate(self.keeps)]
         return _grid(["keep", *self.criteria], cells)
+
+
+def free_paths(stem: str | os.PathLike[str], manifest: Mapping[str, Any], *, force: bool) -> list[Path]:
+    """The files of a comparison, or an InputError if they cannot be written or hold something else."""
+    paths = [Path(f"{os.fspath(stem)}{ending}") for ending in ENDINGS]
+    for path in paths:
+        check_writable(path)
+    there = [path for path in paths if os.path.lexists(path)]
+    if force or not there:
+        return paths
+    try:
+        old = json.loads(paths[-1].read_text())["manifest"]
+        differing = sorted(k for k in {*old, *manifest} - {"versions"} if old.get(k) != manifest.get(k))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        raise InputError(
+            f"{str(there[0])!r} exists and is of no comparison; --force (force=True) overwrites it"
+        ) from None
+    if differing:
+        raise InputError(
+            f"{str(paths[-1])!r} holds a comparison made otherwise (not the same: {', '.join(differing)}); "
+            "--force (force=True) overwrites it"
+        )
+    return paths
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -55,18 +55,16 @@ def curves(
 
 
 def comparison(
-    path: Path,
     panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
     criteria: Sequence[str],
     keeps: Sequence[float],
     *,
     title: str = "",
     xlabel: str = "keep",
-) -> None:
-    """Draw r over keep, a line with its interval for each criterion, in a panel for each layer.
+) -> bytes:
+    """Draw r over keep, a line with its interval for each criterion, in a panel for each layer: a PNG.
 
     Args:
-        path: of a PNG.
         panels: {title: (r (C, K), its interval (C, K, 2))}; nan leaves a gap.
         criteria, keeps: C and K of them, the latter in any order.
         title: over the plot.
@@ -95,7 +93,7 @@ def comparison(
     figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel("r with the full network", fontsize="medium")
     figure.legend(frameon=False, loc="outside lower center", ncols=min(len(criteria), 7), fontsize="small")
-    save(figure, path)
+    return _png(figure)
 
 
 def _dress(axes, x: np.ndarray, lowest: float, title: str) -> None:
@@ -118,9 +116,13 @@ def _dress(axes, x: np.ndarray, lowest: float, title: str) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
+    write_whole(path, _png(figure))
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+    return png.getvalue()
 
 
 def _thin(axes, x: np.ndarray, apart: float = 0.075) -> None:

@@ -12,22 +12,21 @@ import numpy as np
 
 from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import ABSOLUTE, CRITERIA, IN_ROUNDS
+from jaxcircuits.criteria import CRITERIA, IN_ROUNDS
 from jaxcircuits.criteria.force import STEPS
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
 from jaxcircuits.faithfulness import correlation
-from jaxcircuits.features import OBJECTIVES, parse
+from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
 from jaxcircuits.plots import curves
-from jaxcircuits.scores import PRECISIONS
 
 KEEPS = "0.5,0.2,0.1,0.05,0.01"
 LONG = 40  # lines of a table, beyond which it has one line for each feature
@@ -38,25 +37,16 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
-@click.option(
-    "--absolute", type=click.Choice(ABSOLUTE), default="per_image", show_default=True,
-    help="Where absolute values are taken: of each image's gradient, of their sum, or nowhere.",
-)  # fmt: skip
-@click.option(
-    "--objective", type=click.Choice(OBJECTIVES), default="abs", show_default=True,
-    help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
-)  # fmt: skip
+@options(common.ABSOLUTE, common.OBJECTIVE)
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
 @click.option(
     "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
     help="What is scored, kept and counted: kernels, or whole filters.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {STEPS}]")
+@options(common.STEPS)
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
-@click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
-@click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
+@options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
@@ -70,9 +60,9 @@ def extract(
     @middle or @argmax. `jaxcircuits info MODEL` lists the layers.
     """
     screen = Screen(quiet, as_json)
-    amounts = {} if kernels is None else {"kernels": _numbers("kernels", kernels, int)}
+    amounts = {} if kernels is None else {"kernels": numbers("kernels", kernels, int)}
     if keep is not None or kernels is None:
-        amounts["keep"] = _numbers("keep", KEEPS if keep is None else keep, float)
+        amounts["keep"] = numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
     if steps and criterion not in IN_ROUNDS:
         raise InputError(f"--steps are the rounds of {', '.join(IN_ROUNDS)}; {criterion} has none")
@@ -96,7 +86,7 @@ def extract(
     if plot:
         check_writable(plot)
 
-    screen.say(f"{model} with weights {_told(weights, 'lpips')}, {len(pictures)} images: {_told(images, 'photos')}\n")
+    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
     rows, each = [], len(pictures) * (1 + len(levels))
     if criterion in IN_ROUNDS:
         each += len(pictures) * len(levels) * steps
@@ -240,15 +230,3 @@ def _label(manifest: Mapping[str, Any]) -> str:
     position = feature["position"]
     at = ",".join(map(str, position)) if isinstance(position, list) else position
     return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{at}" if at else "")
-
-
-def _numbers(name: str, text: str, kind: type) -> list:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"--{name} is {text!r}; expected {what}, comma-separated") from None
-
-
-def _told(given: str | None, default: str) -> str:
-    return given or f"{default} (the default)"
