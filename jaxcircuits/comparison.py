@@ -24,8 +24,8 @@ MANY = 40  # features beyond which the Markdown leaves single ones to the CSV
 ENDINGS = (".csv", ".md", ".png", ".json")
 OVERALL = "mean of the layers"
 COSTS = (
-    "Seconds for one feature at all keep levels, without compiling; compiling, once for all; the most memory that the "
-    "process held meanwhile, compiling and all that it held before included."
+    "Seconds for one feature at all keep levels, without compiling; seconds of compiling what no criterion before had "
+    "compiled; the most memory that the process held meanwhile, with all that it held before."
 )
 
 
@@ -91,6 +91,11 @@ class Comparison:
         """By layer, and over all of them."""
         found = {name: layer.average for name, layer in self.layers.items()}
         return found if self.overall is None else {**found, OVERALL: self.overall}
+
+    def heading(self, name: str) -> str:
+        """What an average is of: `features.10, mean of 64`, or the one feature."""
+        labels = self.layers[name].labels if name in self.layers else ()
+        return labels[0] if len(labels) == 1 else f"{name}, mean of {len(labels)}" if labels else name
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each feature, criterion and keep; None where r is not defined.
@@ -217,11 +222,11 @@ class Comparison:
             "",
             f"Pearson's r with the full network over the fraction of {m['granularity']}s kept: scored on "
             f"{scored['number']} images ({scored['source']}), judged on {judged['number']} ({judged['source']}). In "
-            f"brackets the {m['level']:.0%} interval over images that judge ({m['resamples']} bootstrap resamples).",
+            f"brackets the {m['level']:.0%} interval over images that judge ({m['resamples']} bootstrap resamples). In "
+            "means a circuit that is constant counts as 0.",
         ]
         for name, found in self.averages.items():
-            number = f", mean of {len(self.layers[name].labels)}" if name in self.layers else ""
-            lines += ["", f"## {name}{number}", "", *self._table(found.r, found.ends)]
+            lines += ["", f"## {_plain(self.heading(name))}", "", *self._table(found.r, found.ends)]
         lines += ["", "## Which wins where", "", *_lines(self.wins())]
         lines += ["", "## Cost of scoring", "", COSTS, "", *_lines(self.cost_rows())]
         every = [(layer, f) for layer in self.layers.values() for f in range(len(layer.labels))]

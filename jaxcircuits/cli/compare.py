@@ -95,8 +95,7 @@ def _sets(images: str | None, test_images: str | None) -> tuple[str, str]:
 
 def _print(screen: Screen, found: Comparison) -> None:
     for name, average in found.averages.items():
-        number = f" (mean of {len(found.layers[name].labels)})" if name in found.layers else ""
-        screen.say(f"r, {name}{number}\n")
+        screen.say(f"r, {found.heading(name)}\n")
         lines = [
             [f"{k:g}", *(None if r != r else float(r) for r in average.r[:, i])] for i, k in enumerate(found.keeps)
         ]
