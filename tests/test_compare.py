@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import jaxcircuits as jc
 from jaxcircuits import costs
 from jaxcircuits.cli import main
 from jaxcircuits.cli.compare import _sets
-from jaxcircuits.comparison import average
+from jaxcircuits.comparison import average, free_paths
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.measures import resamples
 from tests import twins
@@ -182,14 +183,14 @@ def test_files_are_of_one_question(small, tests, found, tmp_path):
     with Image.open(paths[2]) as image:
         assert image.format == "PNG" and image.width > 1500  # three panels
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
-    found.save(tmp_path / "new" / "a")  # the same question
-    other = jc.compare(small.model, small.images, FEATURES[1], test_images=tests, **ALONE)
-    before = paths[0].read_bytes()
-    with pytest.raises(jc.InputError, match=r"not the same: criteria, features, keeps, resamples, seed\); --force"):
+    assert free_paths(tmp_path / "new" / "a", found.manifest, force=False) == paths  # the same question
+    other = replace(found, manifest={**found.manifest, "seed": 4, "criteria": ["snip"], "versions": {}})
+    before = paths[3].read_bytes()
+    with pytest.raises(jc.InputError, match=r"not the same: criteria, seed\); --force"):
         other.save(tmp_path / "new" / "a")
-    assert paths[0].read_bytes() == before
+    assert paths[3].read_bytes() == before
     other.save(tmp_path / "new" / "a", force=True)
-    assert paths[0].read_bytes() != before
+    assert json.loads(paths[3].read_text())["manifest"]["seed"] == 4
     (tmp_path / "b.md").write_text("mine")
     with pytest.raises(jc.InputError, match=r"'.*b\.md' exists and is of no comparison"):
         found.save(tmp_path / "b")
@@ -244,7 +245,7 @@ def test_the_command(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     np.save("two.npy", pixels[:2])
     np.save("other.npy", pixels[2:])
-    command = ["compare", "alexnet", "features.0:1", "features.0:5@middle", "--criteria", "magnitude,random"]
+    command = ["compare", "alexnet", "features.0:1", "features.0:5", "--criteria", "magnitude,random"]
     command += ["--keep", "0.5,.2", "--images", "two.npy"]
     result = CliRunner().invoke(main, [*command, "--test-images", "other.npy"])
     assert result.exit_code == 0 and not result.stderr, result.output
@@ -253,7 +254,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert "scored on 2 images: two.npy, judged on 2: other.npy" in result.stdout
     assert re.search(r"^0.5 +-?\d.\d{3} +-?\d.\d{3}$", result.stdout, re.M)
     document = json.loads((tmp_path / f"{stem}.json").read_text())
-    assert {row["feature"] for row in document["rows"]} == {"features.0:1", "features.0:5@middle"}
+    assert {row["feature"] for row in document["rows"]} == {"features.0:1", "features.0:5"}
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
     assert re.search(r"^Error: .*not the same: test_images\); --force .*\n\Z", result.stderr, re.M)
