@@ -11,6 +11,7 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
+from jaxcircuits.ablation import mean_offsets
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.data import Images, read_images
@@ -20,7 +21,7 @@ from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
-from jaxcircuits.masks import iou, top_kernels
+from jaxcircuits.masks import complement, iou, top_kernels
 from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant_kernels
@@ -37,6 +38,7 @@ __all__ = [
     "InputError",
     "Model",
     "Scores",
+    "complement",
     "correlation",
     "curve",
     "effective_kernels",
@@ -46,6 +48,7 @@ __all__ = [
     "from_nnx",
     "iou",
     "load",
+    "mean_offsets",
     "read_images",
     "receptive_fields",
     "relevant_kernels",
