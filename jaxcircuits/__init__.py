@@ -21,9 +21,10 @@ from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
-from jaxcircuits.masks import complement, iou, top_kernels
+from jaxcircuits.masks import complement, iou, stability, top_kernels
 from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
+from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.scores import Scores, score
@@ -37,7 +38,9 @@ __all__ = [
     "Images",
     "InputError",
     "Model",
+    "Nulls",
     "Scores",
+    "against_nulls",
     "complement",
     "correlation",
     "curve",
@@ -49,9 +52,11 @@ __all__ = [
     "iou",
     "load",
     "mean_offsets",
+    "random_masks",
     "read_images",
     "receptive_fields",
     "relevant_kernels",
     "score",
+    "stability",
     "top_kernels",
 ]

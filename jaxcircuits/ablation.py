@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax import Array, lax
 
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
-from jaxcircuits.layers import Arrays, Layer
+from jaxcircuits.layers import Arrays, Layer, Variables
 from jaxcircuits.masks import check_masks
 from jaxcircuits.model import Model
-from jaxcircuits.taps import Network
+from jaxcircuits.taps import Network, batch_norms
 
 ABLATIONS = ("zero", "mean")
 Offsets = dict[str, np.ndarray]
@@ -126,3 +127,54 @@ def check_offsets(layers: Mapping[str, Layer], given: Arrays, masks: Arrays) -> 
             raise InputError(f"the offsets of {name!r} have shape {shape}; expected {expected}")
         if not np.isfinite(np.asarray(offset)).all():
             raise InputError(f"the offsets of {name!r} are not all finite")
+
+
+def folded(network: Network, variables: Variables, given: Arrays) -> Variables:
+    """Variables of a network that computes what another does whose layers' outputs have offsets {layer: (O,)} added.
+
+    They go into the layer's bias or, where it has none, into the running mean of the BatchNorm that its output goes
+    into: mean' = mean - offset. What leaves BatchNorm is then the same; the layer's own output still lacks them.
+
+    Raises:
+        InputError: a layer with an offset has neither.
+    """
+    params: dict = traverse_util.flatten_dict(variables["params"])
+    stats: dict = traverse_util.flatten_dict(variables.get("batch_stats", {}))
+    norms: dict[str, tuple[str, ...]] = {}
+    for name, offset in given.items():
+        bias = *network.layers[name].path, "bias"
+        if bias in params:
+            params[bias] = params[bias] + offset
+        elif np.any(offset):
+            norms = norms or batch_norms(network, variables)
+            mean = *norms.get(name, ()), "mean"
+            if mean not in stats:
+                raise InputError(NO_PLACE.format(name=name))
+            stats[mean] = stats[mean] - offset
+    found = {**variables, "params": traverse_util.unflatten_dict(params)}
+    if norms:
+        found["batch_stats"] = traverse_util.unflatten_dict(stats)
+        _check_folded(network, variables, found, {n: jnp.asarray(a) for n, a in given.items()})
+    return found
+
+
+NO_PLACE = (
+    "the means of removed kernels cannot be exported: layer {name!r} has neither a bias nor a BatchNorm that alone is "
+    "given its output; extract with zero ablation"
+)
+
+
+def _check_folded(network: Network, variables: Variables, new: Variables, given: Arrays) -> None:
+    """Raise an InputError where a layer sees something else: an output goes into BatchNorm and into another branch."""
+
+    @jax.jit
+    def differences(variables, new, image):
+        probes = network.probes(tuple(given), 1)
+        probes = {name: probe + given[name] for name, probe in probes.items()}
+        with_offsets, without = network.run(variables, image, probes), network.run(new, image)
+        return {n: (jnp.abs(x - without[n]).max(), jnp.abs(x).max()) for n, x in with_offsets.items()}
+
+    with jax.default_matmul_precision("highest"):
+        found = differences(variables, new, jax.random.normal(jax.random.key(0), (1, *network.image_shape)))
+    if any(error > 1e-3 * scale for error, scale in found.values()):
+        raise InputError(NO_PLACE.format(name=next(name for name, offset in given.items() if np.any(offset))))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
@@ -50,6 +51,7 @@ def plan(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
@@ -61,6 +63,7 @@ def plan(
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_options(criterion, absolute, precision, chunk, batch, steps)
+    check_ablation(ablation)
     amounts = _amounts(keep, kernels)
     source = _image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
@@ -81,6 +84,7 @@ def plan(
         "weights": {"source": model.weights, "sha256": model.sha256} | transformed,
         "images": source,
         "criterion": criterion,
+        "ablation": ablation,
         "absolute": None if criterion in BASELINES else absolute,
         "seed": seed if criterion == "random" else None,
         "precision": precision,
@@ -104,6 +108,7 @@ def extract(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
@@ -120,6 +125,8 @@ def extract(
     Args:
         model, images, criterion, absolute, layers, steps, seed, precision, chunk, batch: as for `score`.
         features: one `Features` or several, each with one or many features.
+        ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution over
+            these images, which the circuit then keeps as offsets; scores and masks are the same.
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
         with_scores: keep the scores in the circuits as well.
@@ -134,7 +141,7 @@ def extract(
     """
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
-    jobs = plan(model, images, features, keep=keep, kernels=kernels, steps=steps, **asked, **options)
+    jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
     levels = [Level(**amount, steps=steps) if criterion in IN_ROUNDS else Level() for amount in amounts]
     network = model.network(image_shape(images))
@@ -144,6 +151,7 @@ def extract(
             whole_set = criterion not in BASELINES and absolute == "whole_set"
             size, _ = sizes(network, job.layers, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
             size = min(size, len(job.features))
+            means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
                 share = len(manifests) / size  # the last chunk is filled up
@@ -153,7 +161,7 @@ def extract(
                     model, images, part, levels, **options, layers=job.layers, chunk=chunk, batch=batch,
                     progress=lambda done, share=share: progress(done * share),
                 )  # fmt: skip
-                yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
+                yield from _circuits(model, images, part, scores, amounts, manifests, means, with_scores, progress)
 
     return one_by_one()
 
@@ -179,6 +187,7 @@ def _circuits(
     scores: list[Scores],
     amounts: list[dict[str, Any]],
     manifests: list[list[dict[str, Any]]],
+    means: Mapping[str, np.ndarray] | None,
     with_scores: bool,
     progress: Callable[[float], object],
 ) -> Iterator[Circuit]:
@@ -186,7 +195,11 @@ def _circuits(
     real = len(manifests)
     masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
-    r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
+    added = None if means is None else [offsets(means, mask) for mask in masks]
+    r = correlations(
+        model, images, features, masks, ablation="zero" if added is None else "mean", offsets=added,
+        progress=lambda done: progress(done * len(amounts)),
+    )  # fmt: skip
     possible = count_kernels(scores[0].relevant)
     kept = [count_kernels(mask) for mask in masks]
     shape = image_shape(images)
@@ -204,6 +217,7 @@ def _circuits(
                 _row(masks[k], scores[k].layers, f),
                 manifest,
                 scores=_row(scores[k].values, scores[k].layers, f) if with_scores else None,
+                offsets=None if added is None else _row(added[k], scores[k].layers, f),
                 direction=None if feature.directions is None else feature.directions[0],
             )
 

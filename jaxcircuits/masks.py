@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
@@ -125,6 +125,38 @@ def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
         both[name] = (one & other).sum((-2, -1), dtype=jnp.int32)
         either[name] = (one | other).sum((-2, -1), dtype=jnp.int32)
     return sum(both.values()) / sum(either.values()), {name: both[name] / either[name] for name in a}  # pyright: ignore
+
+
+def stability(masks: Sequence[Arrays], relevant: Arrays) -> np.ndarray:
+    """How much the masks of M runs, such as scores of different image subsets, agree beyond chance: (F,).
+
+    Phi = 1 - mean over kernels of s^2 / (q (1 - q)),  s^2 = M / (M - 1) p (1 - p),  p the share of masks that have a
+    kernel and q the mean of p, all over the relevant kernels (Nogueira, Sechidis, Brown 2018, JMLR 18(174)).
+
+    Args:
+        masks: M of them, {layer: (F, I, O) bool}, all within `relevant`.
+        relevant: {layer: (F, I, O) bool}.
+
+    Returns:
+        1 where all M masks are the same, 0 in the mean of random ones, at least -1 / (M - 1); nan where they have none
+        or all of the kernels.
+
+    Raises:
+        InputError: fewer than two masks, or layers or shapes that differ.
+    """
+    number = len(masks)
+    if number < 2:
+        raise InputError(f"stability is of two masks or more; got {number}")
+    possible, chosen, mixed = count(relevant).astype(float), 0, 0
+    for mask in masks:
+        check_alike(mask, relevant)
+    for name in relevant:
+        found = np.asarray(sum(jnp.asarray(mask[name], jnp.int32) for mask in masks), np.int64)
+        chosen, mixed = chosen + found.sum((1, 2)), mixed + (found * (number - found)).sum((1, 2))
+    q = chosen / number / possible
+    variance = mixed / (number * (number - 1)) / possible
+    expected = q * (1 - q)
+    return 1 - np.divide(variance, expected, out=np.full(q.shape, np.nan), where=expected > 0)
 
 
 def count(masks: Arrays) -> np.ndarray:
