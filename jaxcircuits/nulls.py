@@ -164,7 +164,7 @@ def against_nulls(
     every: list[Arrays] = [masks] if isinstance(masks, Mapping) else list(masks)
     features = features.resolve(model.layers)
 
-    def judged(masks: list[Arrays]) -> np.ndarray:
+    def judged(masks: Sequence[Arrays]) -> np.ndarray:
         return measure(evaluate(model, images, features, masks, ablation=ablation, batch=batch))
 
     values = judged(every)
