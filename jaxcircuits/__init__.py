@@ -11,6 +11,7 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
+from jaxcircuits.ablation import mean_offsets
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.compare import compare
@@ -23,9 +24,10 @@ from jaxcircuits.features import Features
 from jaxcircuits.granularity import masks_at, scores_at
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
-from jaxcircuits.masks import iou, top_kernels
+from jaxcircuits.masks import complement, iou, stability, top_kernels
 from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
+from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.scores import Scores, score
@@ -40,8 +42,11 @@ __all__ = [
     "Images",
     "InputError",
     "Model",
+    "Nulls",
     "Scores",
+    "against_nulls",
     "compare",
+    "complement",
     "correlation",
     "curve",
     "effective_kernels",
@@ -52,10 +57,13 @@ __all__ = [
     "iou",
     "load",
     "masks_at",
+    "mean_offsets",
+    "random_masks",
     "read_images",
     "receptive_fields",
     "relevant_kernels",
     "score",
     "scores_at",
+    "stability",
     "top_kernels",
 ]

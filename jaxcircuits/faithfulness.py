@@ -13,14 +13,16 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits import masked
+from jaxcircuits.ablation import check_ablation, check_offsets, mean_contributions
+from jaxcircuits.ablation import offsets as offsets_of
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import Features, Place, find_layer, place_weights
+from jaxcircuits.features import Features, Place, place_weights
 from jaxcircuits.gradients import activations
-from jaxcircuits.granularity import granularity_of, shape_at
+from jaxcircuits.granularity import GRANULARITIES
 from jaxcircuits.layers import Arrays, Masks
-from jaxcircuits.masks import top_kernels
+from jaxcircuits.masks import check_masks, top_kernels
 from jaxcircuits.measures import Evaluation, Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Level, Scores, score_levels
@@ -33,7 +35,16 @@ KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
 CHUNK, BATCH = 64, 16
 
 
-def correlation(model: Model, images, features: Features, masks: Arrays, *, batch: int = BATCH) -> np.ndarray:
+def correlation(
+    model: Model,
+    images,
+    features: Features,
+    masks: Arrays,
+    *,
+    ablation: str = "zero",
+    offsets: Arrays | None = None,
+    batch: int = BATCH,
+) -> np.ndarray:
     """Pearson correlation r of each feature in its circuit with the feature in the full network: (F,) float64.
 
     With x and y the two over all images and positions (or each image's one position, where the features have one),
@@ -44,19 +55,30 @@ def correlation(model: Model, images, features: Features, masks: Arrays, *, batc
         images: as for `score`; other images than those that scored judge a circuit fairly.
         features: F of them.
         masks: {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O); layers that are not named keep all.
+        ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution
+            over images and positions, see `mean_offsets`; not for masks of weights.
+        offsets: {layer: (F, O)} for mean ablation; by default the means over these images.
         batch: images in one device call.
 
     Returns:
         r between -1 and 1; nan, with a warning that names the feature, where one of the two is constant.
 
     Raises:
-        InputError: as `score`, and masks of other layers or shapes than the model's.
+        InputError: as `score`; masks or offsets of other layers or shapes than the model's; an unknown ablation.
     """
-    return correlations(model, images, features, [masks], batch=batch)[:, 0]
+    given = None if offsets is None else [offsets]
+    return correlations(model, images, features, [masks], ablation=ablation, offsets=given, batch=batch)[:, 0]
 
 
 def curve(
-    model: Model, images, features: Features, scores: Scores, keeps: Sequence[float] = KEEPS, *, batch: int = BATCH
+    model: Model,
+    images,
+    features: Features,
+    scores: Scores,
+    keeps: Sequence[float] = KEEPS,
+    *,
+    ablation: str = "zero",
+    batch: int = BATCH,
 ) -> np.ndarray:
     """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
 
@@ -70,7 +92,7 @@ def curve(
             granularity=record.granularity, precision=record.precision,
         )  # fmt: skip
     masks = [top_kernels(found, keep=keep) for found, keep in zip(levels, keeps, strict=True)]
-    return correlations(model, images, features, masks, batch=batch)
+    return correlations(model, images, features, masks, ablation=ablation, batch=batch)
 
 
 def evaluate(
@@ -79,6 +101,8 @@ def evaluate(
     features: Features,
     masks: Arrays | Sequence[Arrays],
     *,
+    ablation: str = "zero",
+    offsets: Arrays | Sequence[Arrays] | None = None,
     batch: int = BATCH,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:
@@ -89,6 +113,9 @@ def evaluate(
         images: N of them, as for `score`; other images than those that scored judge a circuit fairly.
         features: F of them.
         masks: {layer: (F, I, O) bool}, or K of them, of the same layers; layers that are not named keep all kernels.
+        ablation: what stands in for a removed kernel, "zero" or "mean", as for `correlation`.
+        offsets: {layer: (F, O)} of mean ablation, or K of them; by default the means over these images. The empty
+            circuit always has the means over these images.
         batch: images in one device call.
         progress: called with the number of features times images done since the last call.
 
@@ -106,7 +133,12 @@ def evaluate(
         differing = sorted(set(other[0]) ^ set(masks[0]))
         raise InputError(f"the masks cover different layers: {differing} stand in some of them only")
     empty = {name: np.zeros(np.shape(mask), bool) for name, mask in masks[0].items()}
-    moments, labels = _moments_of(model, images, features, [*masks, empty], batch, progress)
+    given = [offsets] if isinstance(offsets, Mapping) else offsets
+    if given is not None:
+        if len(given) != len(masks):
+            raise InputError(f"there are offsets of {len(given)} circuits; the masks are {len(masks)}")
+        given = [*given, None]
+    moments, labels = _moments_of(model, images, features, [*masks, empty], ablation, given, batch, progress)
     found = Evaluation(labels, moments.circuits(slice(-1)), moments.circuits(slice(-1, None)))
     _warn_of_constants(found.moments, labels)
     return found
@@ -118,11 +150,13 @@ def correlations(
     features: Features,
     masks: Sequence[Arrays],
     *,
+    ablation: str = "zero",
+    offsets: Sequence[Arrays] | None = None,
     batch: int = BATCH,
     progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
-    moments, labels = _moments_of(model, images, features, masks, batch, progress)
+    moments, labels = _moments_of(model, images, features, masks, ablation, offsets, batch, progress)
     _warn_of_constants(moments, labels)
     return pearson(moments)
 
@@ -135,7 +169,14 @@ def _warn_of_constants(moments: Moments, labels: Sequence[str]) -> None:
 
 
 def _moments_of(
-    model: Model, images, features: Features, masks: Sequence[Arrays], batch: int, progress: Callable[[int], object]
+    model: Model,
+    images,
+    features: Features,
+    masks: Sequence[Arrays],
+    ablation: str,
+    offsets: Sequence[Arrays | None] | None,
+    batch: int,
+    progress: Callable[[int], object],
 ) -> tuple[Moments, tuple[str, ...]]:
     """The moments of K circuits of each feature, (F, K, N), and the features' labels."""
     if batch < 1:
@@ -143,8 +184,10 @@ def _moments_of(
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     model.check_weights([features.layer])
+    among = GRANULARITIES if ablation == "zero" else ("kernel", "filter")
     for mask in masks:
-        _check_masks(network, mask, len(features))
+        check_masks(network.layers, mask, len(features), among=among)
+    added = _offsets(model, network, images, masks, ablation, offsets, batch)
     number = count(images)
     places = features.places(number, batch)
     of_full = np.empty((len(OF_FULL), len(features), number), np.float32)
@@ -164,14 +207,43 @@ def _moments_of(
                 of_full[:, start : start + here, done : done + real] = np.asarray(found)[:, :here, :real]
                 for f, k in np.ndindex(here, len(masks)):
                     mask = {name: m[start + f] for name, m in masks[k].items()}
-                    terms = masked.all_terms(network.layers, by_terms[k], mask, outputs)
+                    more = {name: np.asarray(offset[start + f]) for name, offset in added[k].items()}
+                    terms = masked.all_terms(network.layers, by_terms[k], mask, more, outputs)
                     rest = {name: m for name, m in mask.items() if name not in terms}
-                    found = _moments(plan, model.variables, rest, terms, d, full, where, jnp.int32(f), block)
+                    found = _moments(plan, model.variables, rest, terms, more, d, full, where, jnp.int32(f), block)
                     of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
                 done += real
                 progress(real * here)
     arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))
     return Moments(**arrays), features.labels
+
+
+def _offsets(
+    model: Model,
+    network: Network,
+    images,
+    masks: Sequence[Arrays],
+    ablation: str,
+    given: Sequence[Arrays | None] | None,
+    batch: int,
+) -> list[Arrays]:
+    """What is added to the layers' outputs in each circuit, {layer: (F, O)}: where none is given, means over images."""
+    check_ablation(ablation)
+    if ablation == "zero":
+        if given is not None:
+            raise InputError("offsets are for ablation='mean'; with 'zero' nothing stands in for removed kernels")
+        return [{}] * len(masks)
+    known = [None] * len(masks) if given is None else list(given)
+    if len(known) != len(masks):
+        raise InputError(f"there are offsets of {len(known)} circuits; the masks are {len(masks)}")
+    means = {}
+    for offset, mask in zip(known, masks, strict=True):
+        if offset is not None:
+            check_offsets(network.layers, offset, mask)
+    if None in known:
+        layers = tuple(dict.fromkeys(name for mask in masks for name in mask))
+        means = mean_contributions(model, images, layers, batch=batch)
+    return [offsets_of(means, mask) if a is None else a for a, mask in zip(known, masks, strict=True)]
 
 
 # what is computed of one image, in this order
@@ -204,12 +276,24 @@ def _full_maps(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _moments(
-    plan: Plan, variables, masks, terms, directions: Array, full: Array, where: Array, f: Array, images: Array
+    plan: Plan,
+    variables,
+    masks,
+    terms,
+    offsets: Masks,
+    directions: Array,
+    full: Array,
+    where: Array,
+    f: Array,
+    images: Array,
 ) -> Array:
     """`OF_CIRCUIT` of feature f in its circuit (x) and in the full network (y): (6, N)."""
     variables = with_masks(plan.network, variables, masks)
-    inputs = plan.network.run(variables, images, terms=terms)[plan.target]
-    x = activations(plan.network.layers[plan.target], variables, inputs, directions[f][None])[0]
+    layers, offsets = plan.network.layers, dict(offsets)
+    of_target = offsets.pop(plan.target, jnp.zeros(()))
+    probes = {n: jnp.broadcast_to(a, (len(images), *layers[n].positions, a.size)) for n, a in offsets.items()}
+    inputs = plan.network.run(variables, images, probes, terms=terms)[plan.target]
+    x = activations(layers[plan.target], variables, inputs, directions[f][None])[0] + (directions[f] * of_target).sum()
     y, counts = full[f], where[f]
     mean, off, low, high = _of_images(x, counts)
     difference = (x - y) * counts
@@ -223,13 +307,3 @@ def _of_images(values: Array, where: Array) -> tuple[Array, Array, Array, Array]
     mean = (values * where).sum((-2, -1)) / where.sum((-2, -1))
     low, high = (sign * jnp.where(where > 0, sign * values, jnp.inf).min((-2, -1)) for sign in (1, -1))
     return mean, (values - mean[..., None, None]) * where, low, high
-
-
-def _check_masks(network: Network, masks: Arrays, features: int) -> None:
-    for name, mask in masks.items():
-        layer = find_layer(network.layers, name)
-        if layer.trouble:
-            raise InputError(layer.trouble)
-        expected = (features, *shape_at(layer, granularity_of(mask, name)))
-        if tuple(mask.shape) != expected:
-            raise InputError(f"the mask of {name!r} has shape {tuple(mask.shape)}; expected {expected}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
@@ -48,6 +49,7 @@ def plan(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
@@ -60,6 +62,7 @@ def plan(
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
+    check_ablation(ablation)
     if granularity == "weight":
         raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)
@@ -81,6 +84,7 @@ def plan(
         **model_source(model),
         "images": source,
         "criterion": criterion,
+        "ablation": ablation,
         "absolute": None if criterion in BASELINES else absolute,
         "granularity": granularity,
         "seed": seed if criterion == "random" else None,
@@ -105,6 +109,7 @@ def extract(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
@@ -122,6 +127,8 @@ def extract(
     Args:
         model, images, criterion, absolute, layers, steps, seed, precision, chunk, batch: as for `score`.
         features: one `Features` or several, each with one or many features.
+        ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution over
+            these images, which the circuit then keeps as offsets; scores and masks are the same.
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
         granularity: "kernel", or "filter": whole filters are kept, so many or that fraction of the relevant ones. The
@@ -139,7 +146,7 @@ def extract(
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
     options["granularity"] = granularity
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
-    jobs = plan(model, images, features, keep=keep, kernels=kernels, steps=steps, **asked, **options)
+    jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
     levels = [Level(**amount, steps=steps) if criterion in IN_ROUNDS else Level() for amount in amounts]
     network = model.network(image_shape(images))
@@ -149,6 +156,7 @@ def extract(
             whole_set = criterion not in BASELINES and absolute == "whole_set"
             size, _ = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
             size = min(size, len(job.features))
+            means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
                 share = len(manifests) / size  # the last chunk is filled up
@@ -158,7 +166,7 @@ def extract(
                     model, images, part, levels, **options, layers=job.layers, chunk=chunk, batch=batch,
                     progress=lambda done, share=share: progress(done * share),
                 )  # fmt: skip
-                yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
+                yield from _circuits(model, images, part, scores, amounts, manifests, means, with_scores, progress)
 
     return one_by_one()
 
@@ -184,6 +192,7 @@ def _circuits(
     scores: list[Scores],
     amounts: list[dict[str, Any]],
     manifests: list[list[dict[str, Any]]],
+    means: Mapping[str, np.ndarray] | None,
     with_scores: bool,
     progress: Callable[[float], object],
 ) -> Iterator[Circuit]:
@@ -192,7 +201,11 @@ def _circuits(
     masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
     masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
-    r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
+    added = None if means is None else [offsets(means, mask) for mask in masks]
+    r = correlations(
+        model, images, features, masks, ablation="zero" if added is None else "mean", offsets=added,
+        progress=lambda done: progress(done * len(amounts)),
+    )  # fmt: skip
     possible = count_kernels(scores[0].relevant)
     kept = [count_kernels(mask) for mask in masks]
     shape = image_shape(images)
@@ -210,6 +223,7 @@ def _circuits(
                 _row(masks[k], scores[k].layers, f),
                 manifest,
                 scores=_kernel_scores(scores[k], f) if with_scores else None,
+                offsets=None if added is None else _row(added[k], scores[k].layers, f),
                 direction=None if feature.directions is None else feature.directions[0],
             )
 

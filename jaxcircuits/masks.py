@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.errors import InputError
-from jaxcircuits.granularity import count_relevant, relevant_at
-from jaxcircuits.layers import Arrays, Masks
+from jaxcircuits.features import find_layer
+from jaxcircuits.granularity import AXES, count_relevant, relevant_at, shape_at
+from jaxcircuits.layers import Arrays, Layer, Masks
 
 if TYPE_CHECKING:
     from jaxcircuits.scores import Scores
@@ -129,18 +131,92 @@ def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
     Raises:
         InputError: the layers or their shapes differ.
     """
-    if set(a) != set(b):
-        raise InputError(f"the masks cover different layers: {sorted(set(a) ^ set(b))} stand in one of them only")
+    check_alike(a, b)
     both, either = {}, {}
     for name in a:
         one, other = jnp.asarray(a[name], bool), jnp.asarray(b[name], bool)
-        if one.shape != other.shape:
-            raise InputError(f"the masks of {name!r} differ in shape: {one.shape} and {other.shape}")
         both[name] = (one & other).sum((-2, -1), dtype=jnp.int32)
         either[name] = (one | other).sum((-2, -1), dtype=jnp.int32)
     return sum(both.values()) / sum(either.values()), {name: both[name] / either[name] for name in a}  # pyright: ignore
 
 
+def stability(masks: Sequence[Arrays], relevant: Arrays) -> np.ndarray:
+    """How much the masks of M runs, such as scores of different image subsets, agree beyond chance: (F,).
+
+    Phi = 1 - mean over kernels of s^2 / (q (1 - q)),  s^2 = M / (M - 1) p (1 - p),  p the share of masks that have a
+    kernel and q the mean of p, all over the relevant kernels (Nogueira, Sechidis, Brown 2018, JMLR 18(174)).
+
+    Args:
+        masks: M of them, {layer: (F, I, O) bool}, all within `relevant`.
+        relevant: {layer: (F, I, O) bool}.
+
+    Returns:
+        1 where all M masks are the same, 0 in the mean of random ones, at least -1 / (M - 1); nan where they have none
+        or all of the kernels.
+
+    Raises:
+        InputError: fewer than two masks, or layers or shapes that differ.
+    """
+    number = len(masks)
+    if number < 2:
+        raise InputError(f"stability is of two masks or more; got {number}")
+    possible, chosen, mixed = count(relevant).astype(float), 0, 0
+    for mask in masks:
+        check_alike(mask, relevant)
+    for name in relevant:
+        found = np.asarray(sum(jnp.asarray(mask[name], jnp.int32) for mask in masks), np.int64)
+        chosen, mixed = chosen + found.sum((1, 2)), mixed + (found * (number - found)).sum((1, 2))
+    q = chosen / number / possible
+    variance = mixed / (number * (number - 1)) / possible
+    expected = q * (1 - q)
+    return 1 - np.divide(variance, expected, out=np.full(q.shape, np.nan), where=expected > 0)
+
+
 def count(masks: Arrays) -> np.ndarray:
     """Kernels in each mask: {layer: (..., I, O) bool} -> (...)."""
     return np.asarray(sum(jnp.asarray(mask).sum((-2, -1), dtype=jnp.int32) for mask in masks.values()))
+
+
+def complement(masks: Arrays, relevant: Arrays) -> Masks:
+    """The relevant kernels that a circuit has not: {layer: (F, I, O) bool}.
+
+    How well they compute the feature says how complete the circuit is: what it left out should do badly (completeness,
+    arXiv 2211.00593; as the faithfulness of what remains, arXiv 2403.19647).
+
+    Args:
+        masks, relevant: {layer: (F, I, O) bool}, as from `top_kernels` and `relevant_kernels` or `score`.
+
+    Raises:
+        InputError: the layers or their shapes differ.
+    """
+    check_alike(masks, relevant)
+    return {name: jnp.asarray(relevant[name], bool) & ~jnp.asarray(mask, bool) for name, mask in masks.items()}
+
+
+def check_alike(a: Arrays, b: Arrays) -> None:
+    """Raise an InputError if two masks have other layers or shapes."""
+    if set(a) != set(b):
+        raise InputError(f"the masks cover different layers: {sorted(set(a) ^ set(b))} stand in one of them only")
+    for name in a:
+        if np.shape(a[name]) != np.shape(b[name]):
+            raise InputError(f"the masks of {name!r} differ in shape: {np.shape(a[name])} and {np.shape(b[name])}")
+
+
+def check_masks(
+    layers: Mapping[str, Layer],
+    masks: Arrays,
+    features: int | None = None,
+    *,
+    among: Sequence[str] = ("kernel", "filter"),
+) -> None:
+    """Raise an InputError for masks of other layers, granularities or shapes than a network's, or of another number of
+    features."""
+    for name, mask in masks.items():
+        layer, shape = find_layer(layers, name), np.shape(mask)
+        if layer.trouble:
+            raise InputError(layer.trouble)
+        first = shape[0] if features is None and shape else features
+        granularity = next((g for g in among if AXES[g] == len(shape)), "kernel")
+        if shape != (first, *shape_at(layer, granularity)):
+            expected = ("F" if features is None else features, *shape_at(layer, granularity))
+            raise InputError(f"the mask of {name!r} has shape {shape}; expected ({', '.join(map(str, expected))})")

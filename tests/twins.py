@@ -189,9 +189,27 @@ def top_kernels(values, relevant, layers, count):
     return masks
 
 
-def with_kernels(network, masks):
-    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I), or
-    with masked weights, of their own shape."""
+def mean_offsets(network, images, masks):
+    """What mean ablation adds to each layer's outputs, {layer: (O,)}, kernel by kernel, for masks {layer: (O, I)}."""
+    sums = {name: np.zeros(len(mask)) for name, mask in masks.items()}
+    with torch.no_grad():
+        for image in images:
+            seen, _ = one_image(network, image, next(iter(masks)), np.zeros(len(masks[next(iter(masks))]), np.float32))
+            for name, mask in masks.items():
+                for o, i in np.argwhere(~np.asarray(mask)):
+                    added = contribution(network.get_submodule(name), seen[name][0], o, i)
+                    sums[name][o] += float(added.mean()) / len(images)
+    return sums
+
+
+def with_kernels(network, masks, offsets=None):
+    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I) or
+    weights (of their own shape), and offsets (O,) added to outputs."""
+
+    def added(name, y):
+        if name not in (offsets or {}):
+            return y
+        return y + torch.tensor(offsets[name], dtype=y.dtype).reshape(-1, *[1] * (y.ndim - 2))
 
     def run(images):
         weights = {}
@@ -200,7 +218,11 @@ def with_kernels(network, masks):
             weights[f"{name}.weight"] = w * torch.tensor(mask).reshape(*mask.shape, *[1] * (w.ndim - mask.ndim))
         seen, handles = {}, []
         for name, module in network.named_modules():
-            hook = lambda _, x, y, name=name: seen.update({name: y})  # noqa: E731
+
+            def hook(_, x, y, name=name):
+                seen[name] = added(name, y)
+                return seen[name]
+
             handles.append(module.register_forward_hook(hook))
         with torch.no_grad():
             torch.func.functional_call(network, weights, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))

@@ -10,7 +10,8 @@ from typing import Any
 import click
 import numpy as np
 
-from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
+from jaxcircuits.ablation import ABLATIONS
+from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
 from jaxcircuits.cli.screen import Screen
@@ -19,7 +20,7 @@ from jaxcircuits.criteria.force import STEPS
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
-from jaxcircuits.faithfulness import correlation
+from jaxcircuits.faithfulness import evaluate as judge
 from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.jobs import extract as extract_circuits
@@ -38,6 +39,10 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
 @options(common.ABSOLUTE, common.OBJECTIVE)
+@click.option(
+    "--ablation", type=click.Choice(ABLATIONS), default="zero", show_default=True,
+    help="What stands in for a removed kernel: nothing, or its mean over images and positions.",
+)  # fmt: skip
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
 @click.option(
@@ -51,7 +56,8 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
     model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
-    objective, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force,
+    objective, ablation, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None,
+    out: Path, force,
     seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
@@ -75,7 +81,7 @@ def extract(
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
     asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked |= {"granularity": granularity, "steps": steps, **amounts}
+    asked |= {"ablation": ablation, "granularity": granularity, "steps": steps, **amounts}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
     manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
@@ -114,7 +120,8 @@ def extract(
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT, JSON, QUIET)
 def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json, quiet) -> None:
-    """Judge CIRCUIT files: r of each with its feature in the full network.
+    """Judge CIRCUIT files: r of each with its feature in the full network, and its faithfulness, 1 less its squared
+    error over that of no circuit at all. --json has more measures, and the 95 % interval of r over images.
 
     Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
     photos:b for a circuit made on photos:a) the judgement is fair.
@@ -127,14 +134,12 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
         for path, circuit in opened:
             network = _network(circuit, weights, model_of)
             pictures = _pictures(circuit, images, resize, network, strict, images_of)
-            masks = {name: mask[None] for name, mask in circuit.masks.items()}
-            r = float(correlation(network, pictures, circuit.features, masks)[0])
-            judged = {"images": pictures.source, "number": len(pictures), "correlation": finite(r)}
+            judged = {"images": pictures.source, "number": len(pictures), **_judged(network, pictures, circuit)}
             recorded = {"feature": _label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
             rows.append({"circuit": path, **judged, **recorded})
             progress(1)
-    columns = ("circuit", "images", "number", "correlation", "recorded")
-    screen.table((*columns[:3], "r", "r when made"), [[row[c] for c in columns] for row in rows])
+    columns = ("circuit", "images", "number", "correlation", "recorded", "faithfulness")
+    screen.table((*columns[:3], "r", "r when made", columns[5]), [[row[c] for c in columns] for row in rows])
     screen.json({"circuits": rows})
 
 
@@ -144,7 +149,8 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
 def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet) -> None:
     """Write CIRCUIT files for PyTorch: STEM.masks.pt, STEM.masks.safetensors and STEM.weights.pth.
 
-    The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in.
+    The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in,
+    and with mean ablation's offsets in the biases or BatchNorms' running means.
     """
     screen = Screen(quiet, as_json)
     stems = [out / Path(path).name.removesuffix(".safetensors") for path in circuits]
@@ -160,8 +166,26 @@ def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet)
     for path in written:
         screen.say(path)
     masks, _, state = written[: len(ENDINGS)]
+    if any(circuit.offsets for circuit in opened):
+        screen.say("\nThe weights hold the means of removed kernels; masks alone set them to zero.")
     screen.say("\nIn PyTorch, with the network in `model`:\n\n" + USAGE.format(masks=masks, weights=state))
     screen.json({"files": written})
+
+
+def _judged(model: Model, images: Images, circuit: Circuit) -> dict[str, Any]:
+    """The measures of one circuit, by the ablation that it was made with."""
+    given: list[Any] = [circuit.masks] if circuit.offsets is None else [circuit.masks, circuit.offsets]
+    masks, *offsets = [{name: a[None] for name, a in arrays.items()} for arrays in given]
+    ablation = "mean" if offsets else "zero"
+    e = judge(model, images, circuit.features, masks, ablation=ablation, offsets=offsets or None)
+    found = {
+        "correlation": e.correlation(),
+        "faithfulness": e.faithfulness(),
+        "relative_squared_error": e.relative_squared_error(),
+        "top_image_overlap": e.top_image_overlap(min(10, len(images))),
+    }
+    numbers = {name: finite(value[0, 0]) for name, value in found.items()}
+    return numbers | {"interval": [finite(end) for end in e.interval()[0, 0]], "ablation": ablation}
 
 
 def _network(circuit: Circuit, weights: str | None, load) -> Model:
@@ -220,8 +244,7 @@ def _print_circuits(
 def _plot_stem(manifests: Sequence[dict[str, Any]], levels: int) -> str:
     """`features.10_9.snip` for one feature, `features.10_9_and_3_more.snip` for four."""
     more = len(manifests) // levels - 1
-    unit = ".filters" if manifests[0]["granularity"] == "filter" else ""
-    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{manifests[0]['criterion']}{unit}"
+    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{method_stem(manifests[0])}"
 
 
 def _label(manifest: Mapping[str, Any]) -> str:
