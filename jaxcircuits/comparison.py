@@ -189,7 +189,7 @@ class Comparison:
         paths = free_paths(stem, self.manifest, force=force)
         what = f"{self.manifest['granularity']}s"
         options = {"title": self.title, "xlabel": f"{what} kept (fraction of the relevant ones)"}
-        panels = {name: (found.r, found.ends) for name, found in self.averages.items()}
+        panels = {self.heading(name): (found.r, found.ends) for name, found in self.averages.items()}
         image = plots.comparison(panels, self.criteria, self.keeps, **options)
         contents = (self.csv().encode(), self.markdown().encode(), image, self.json().encode())
         write_all(dict(zip(paths, contents, strict=True)))

@@ -78,7 +78,7 @@ def comparison(
     rows = -(-len(panels) // columns)
     width = 6.4 if columns == 1 else 4.4 * columns
     figure = Figure(figsize=(width, 3.4 * rows + 0.9), dpi=150, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     lowest = min(0.0, *(float(np.nanmin(ends, initial=0.0)) for _, ends in panels.values()))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -89,9 +89,10 @@ def comparison(
             axes.plot(x, r[c, order], label=None if panel else _plain(criterion), zorder=2, **line)
             axes.fill_between(x, *ends[c, order].T, color=colour, alpha=0.13, linewidth=0)
         _dress(axes, x, lowest, name)
+        lowest_of_column, first_of_row = panel + columns >= len(panels), panel % columns == 0
+        axes.set_xlabel(xlabel if lowest_of_column else "", fontsize="small")
+        axes.set_ylabel("r with the full network" if first_of_row else "", fontsize="small")
     figure.suptitle(_plain(title), fontsize="medium")
-    figure.supxlabel(xlabel, fontsize="medium")
-    figure.supylabel("r with the full network", fontsize="medium")
     figure.legend(frameon=False, loc="outside lower center", ncols=min(len(criteria), 7), fontsize="small")
     return _png(figure)
 

@@ -410,6 +410,7 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
         ((X, "alexnet", "features.3:1", *I, "--keep", ".1", "--plot", "a.png"), "more than one"),
         ((X, "alexnet", "features.3:1", *I, "--keep", "0.1234567,0.1234568"), "two different circuits"),
         ((X, "alexnet", "features.3:1", *I, "--chunk", "0"), "--chunk"),
+        ((X, "alexnet", "features.3:1", *I, "--granularity", "weight"), "'weight' is not one of 'kernel', 'filter'"),
         ((X, "alexnet", "features.3:1", *I, "--seed", "-1"), "--seed"),
         ((X, "alexnet", "features.3:1", *I, "--out", "two.npy"), "'two.npy' is a file"),
         ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "ends in .png"),
