@@ -35,7 +35,8 @@ class Average(NamedTuple):
     Attributes:
         r: the mean (C, K).
         ends: of its interval (C, K, 2).
-        best: share of the resamples in which the criterion has the highest mean (C, K); ties are shared out.
+        best: share of the resamples in which the criterion has the highest mean and that is over 0 (C, K); ties are
+            shared out.
     """
 
     r: np.ndarray
@@ -46,7 +47,7 @@ class Average(NamedTuple):
 def average(means: np.ndarray, level: float) -> Average:
     """Of means (C, K, B) in B samples, the first of which is all images."""
     resampled = means[..., 1:]
-    highest = resampled == np.fmax.reduce(resampled, axis=0)
+    highest = (resampled == np.fmax.reduce(resampled, axis=0)) & (resampled > 0)
     share = highest / np.maximum(highest.sum(0), 1)
     return Average(means[..., 0], interval(resampled, level), share.mean(-1))
 
@@ -97,6 +98,12 @@ class Comparison:
         labels = self.layers[name].labels if name in self.layers else ()
         return labels[0] if len(labels) == 1 else f"{name}, mean of {len(labels)}" if labels else name
 
+    def shown(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """r (C, K) and its interval (C, K, 2): an average or, of a layer with one feature, that one's own."""
+        if name in self.layers and len(self.layers[name].labels) == 1:
+            return self.layers[name].r[0], self.layers[name].ends[0]
+        return self.averages[name].r, self.averages[name].ends
+
     def rows(self) -> list[dict[str, Any]]:
         """One for each feature, criterion and keep; None where r is not defined.
 
@@ -141,18 +148,19 @@ class Comparison:
 
     def wins(self) -> list[dict[str, Any]]:
         """One for each layer and keep: the criterion of highest mean r, its lead over the second, and `sure`, the share
-        of the resamples in which it is the best; None without a second, or where no r is defined."""
+        of the resamples in which it is the best. None wins where no mean is over 0, the r of no circuit at all."""
         rows = []
         for name, found in self.averages.items():
             for k, keep in enumerate(self.keeps):
                 r = [-np.inf if np.isnan(value) else float(value) for value in found.r[:, k]]
                 first, *others = np.argsort(np.negative(r), kind="stable").tolist()
                 second = others[0] if others and np.isfinite(r[others[0]]) else None
+                won = r[first] > 0
                 rows.append(
                     {
                         "layer": name,
                         "keep": keep,
-                        "criterion": self.criteria[first],
+                        "criterion": self.criteria[first] if won else None,
                         "r": finite(r[first]),
                         "second": None if second is None else self.criteria[second],
                         "lead": None if second is None else r[first] - r[second],
@@ -189,7 +197,7 @@ class Comparison:
         paths = free_paths(stem, self.manifest, force=force)
         what = f"{self.manifest['granularity']}s"
         options = {"title": self.title, "xlabel": f"{what} kept (fraction of the relevant ones)"}
-        panels = {self.heading(name): (found.r, found.ends) for name, found in self.averages.items()}
+        panels = {self.heading(name): self.shown(name) for name in self.averages}
         image = plots.comparison(panels, self.criteria, self.keeps, **options)
         contents = (self.csv().encode(), self.markdown().encode(), image, self.json().encode())
         write_all(dict(zip(paths, contents, strict=True)))
@@ -225,8 +233,8 @@ class Comparison:
             f"brackets the {m['level']:.0%} interval over images that judge ({m['resamples']} bootstrap resamples). In "
             "means a circuit that is constant counts as 0.",
         ]
-        for name, found in self.averages.items():
-            lines += ["", f"## {_plain(self.heading(name))}", "", *self._table(found.r, found.ends)]
+        for name in self.averages:
+            lines += ["", f"## {_plain(self.heading(name))}", "", *self._table(*self.shown(name))]
         lines += ["", "## Which wins where", "", *_lines(self.wins())]
         lines += ["", "## Cost of scoring", "", COSTS, "", *_lines(self.cost_rows())]
         every = [(layer, f) for layer in self.layers.values() for f in range(len(layer.labels))]
@@ -241,7 +249,7 @@ class Comparison:
         def cell(c: int, k: int) -> str:
             if not np.isfinite(r[c, k]):
                 return "constant"
-            best = r[c, k] == np.nanmax(r[:, k])
+            best = r[c, k] == np.nanmax(r[:, k]) and r[c, k] > 0
             text = f"{r[c, k]:.3f}"
             return f"{f'**{text}**' if best else text} [{ends[c, k, 0]:.3f}, {ends[c, k, 1]:.3f}]"
 

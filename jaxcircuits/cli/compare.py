@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jaxcircuits.circuit import feature_stem
+from jaxcircuits.circuit import feature_stem, finite
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
 from jaxcircuits.cli.screen import Screen
@@ -94,15 +94,15 @@ def _sets(images: str | None, test_images: str | None) -> tuple[str, str]:
 
 
 def _print(screen: Screen, found: Comparison) -> None:
-    for name, average in found.averages.items():
+    for name in found.averages:
+        r, _ = found.shown(name)
         screen.say(f"r, {found.heading(name)}\n")
-        lines = [
-            [f"{k:g}", *(None if r != r else float(r) for r in average.r[:, i])] for i, k in enumerate(found.keeps)
-        ]
+        lines = [[f"{k:g}", *(finite(float(value)) for value in r[:, i])] for i, k in enumerate(found.keeps)]
         screen.table(("keep", *found.criteria), lines)
         screen.say("")
     wins = [
-        [row["layer"], f"{row['keep']:g}", row["criterion"], row["r"], f"{row['sure']:.0%}"] for row in found.wins()
+        [row["layer"], f"{row['keep']:g}", row["criterion"] or "none", row["r"], f"{row['sure']:.0%}"]
+        for row in found.wins()
     ]
     screen.table(("layer", "keep", "best", "r", "of resamples"), wins)
     screen.say("")
