@@ -11,17 +11,23 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
+from jaxcircuits.ablation import mean_offsets
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
+from jaxcircuits.compare import compare
+from jaxcircuits.comparison import Comparison
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import export_circuit
-from jaxcircuits.faithfulness import correlation, curve
+from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
+from jaxcircuits.granularity import masks_at, scores_at
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
-from jaxcircuits.masks import iou, top_kernels
+from jaxcircuits.masks import complement, iou, stability, top_kernels
+from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
+from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.scores import Scores, score
@@ -30,22 +36,34 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Circuit",
+    "Comparison",
+    "Evaluation",
     "Features",
     "Images",
     "InputError",
     "Model",
+    "Nulls",
     "Scores",
+    "against_nulls",
+    "compare",
+    "complement",
     "correlation",
     "curve",
     "effective_kernels",
+    "evaluate",
     "export_circuit",
     "extract",
     "from_nnx",
     "iou",
     "load",
+    "masks_at",
+    "mean_offsets",
+    "random_masks",
     "read_images",
     "receptive_fields",
     "relevant_kernels",
     "score",
+    "scores_at",
+    "stability",
     "top_kernels",
 ]

@@ -35,30 +35,30 @@ def device_memory() -> int:
 
 
 def sizes(
-    network: Network, layers: tuple[str, ...], *, images: int, whole_set: bool, chunk: int | None, batch: int | None
+    network: Network, layers: tuple[str, ...], *, images: int, by_weight: bool, chunk: int | None, batch: int | None
 ) -> tuple[int, int]:
     """Features and images a device call: those asked for, or what fits."""
-    batch = batch or batch_size(network, layers, images=images, whole_set=whole_set)
-    return chunk or chunk_size(network, layers, batch=batch, whole_set=whole_set), batch
+    batch = batch or batch_size(network, layers, images=images, by_weight=by_weight)
+    return chunk or chunk_size(network, layers, batch=batch, by_weight=by_weight), batch
 
 
-def batch_size(network: Network, layers: tuple[str, ...], *, images: int, whole_set: bool) -> int:
+def batch_size(network: Network, layers: tuple[str, ...], *, images: int, by_weight: bool) -> int:
     """Images a device call: at most `IMAGES`, as few as fill the same number of calls, one where memory is short.
 
     Features together gain more than images together.
     """
     calls = -(-images // IMAGES)
     several = -(-images // calls)
-    roomy = chunk_size(network, layers, batch=several, whole_set=whole_set) == LARGEST
+    roomy = chunk_size(network, layers, batch=several, by_weight=by_weight) == LARGEST
     return several if roomy else 1
 
 
-def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, whole_set: bool) -> int:
+def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, by_weight: bool) -> int:
     """Features a device call: as many as fit with their gradients, statistics and scores, at most `LARGEST`."""
     per_feature = 0
     for layer in (network.layers[name] for name in layers):
         positions = layer.positions[0] * layer.positions[1]
-        weights = layer.window[0] * layer.window[1] if whole_set else 1
+        weights = layer.window[0] * layer.window[1] if by_weight else 1
         # the gradient at the layer and what it is made from; statistic, its update and the scores
         per_feature += 3 * batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
     budget = min(SHARE * device_memory(), MOST)

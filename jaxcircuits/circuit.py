@@ -1,7 +1,8 @@
 """One circuit: a feature, its mask, and where they came from; and the file that holds all three.
 
 A file is a safetensors file with `mask/<layer>` bool (O, I) for each layer, where asked for `score/<layer>` float32
-(O, I), for a direction `direction` float32 (O,), and the manifest as JSON under the metadata key "jaxcircuits".
+(O, I), for mean ablation `offset/<layer>` float32 (O,), for a direction `direction` float32 (O,), and the manifest as
+JSON under the metadata key "jaxcircuits".
 Kernels stand in PyTorch's order (O, I) in files and in Flax's (I, O) in memory.
 """
 
@@ -34,6 +35,7 @@ TYPES: Mapping[str, Any] = {
     "images": {"source": (str,), "resize": (str, None), "number": (int,), "digest": (str,)},
     "feature": {"layer": (str,), "name": (str,), "channel": (int,), "position": (str, list, None)},
     "criterion": (str,),
+    "ablation": (str,),
     "objective": (str,),
     "keep": (float, int, None),
     "kernels": (int, None),
@@ -43,7 +45,7 @@ TYPES: Mapping[str, Any] = {
     "correlation": (float, int, None),
     "layers": (list,),
 }
-EITHER = {"name", "channel", "transform_input"}  # need not be there
+EITHER = {"name", "channel", "transform_input", "ablation"}  # need not be there
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +57,21 @@ class Circuit:
         manifest: where it came from: model, weights, images, feature, criterion and its options, objective, keep,
             counts, correlation, versions. Whatever JSON can hold.
         scores: {layer: (I, O) float32} or None.
+        offsets: {layer: (O,) float32}, what mean ablation adds to the layers' outputs; None where removed kernels
+            leave nothing.
         direction: (O,) float32, if the feature is one.
     """
 
     masks: Mapping[str, np.ndarray]
     manifest: Mapping[str, Any]
     scores: Mapping[str, np.ndarray] | None = field(default=None, kw_only=True)
+    offsets: Mapping[str, np.ndarray] | None = field(default=None, kw_only=True)
     direction: np.ndarray | None = field(default=None, kw_only=True)
+
+    @property
+    def ablation(self) -> str:
+        """What stands in for removed kernels: "zero" or "mean"."""
+        return self.manifest.get("ablation", "zero")
 
     @property
     def features(self) -> Features:
@@ -94,6 +104,8 @@ class Circuit:
         tensors = {f"mask/{name}": np.ascontiguousarray(mask.T, bool) for name, mask in self.masks.items()}
         if self.scores is not None:
             tensors |= {f"score/{name}": np.ascontiguousarray(s.T, np.float32) for name, s in self.scores.items()}
+        if self.offsets is not None:
+            tensors |= {f"offset/{name}": np.ascontiguousarray(a, np.float32) for name, a in self.offsets.items()}
         if self.direction is not None:
             tensors["direction"] = np.ascontiguousarray(self.direction, np.float32)
         try:
@@ -118,10 +130,16 @@ class Circuit:
 
 
 def stem(manifest: Mapping[str, Any]) -> str:
-    """A circuit file's name without its ending."""
+    """A circuit file's name without its ending; it tells mean ablation, which changes more than masks."""
     kept = manifest["keep"]
     amount = f"kernels{manifest['kernels']}" if kept is None else f"keep{kept:g}"
-    return _tame(f"{feature_stem(manifest)}.{manifest['criterion']}.{amount}")
+    return _tame(f"{feature_stem(manifest)}.{method_stem(manifest)}.{amount}")
+
+
+def method_stem(manifest: Mapping[str, Any]) -> str:
+    """The part of `stem` that says how the circuit was made: `snip`, `snip.filters`, `snip.mean`."""
+    unit = ".filters" if manifest.get("granularity") == "filter" else ""
+    return manifest["criterion"] + unit + (".mean" if manifest.get("ablation") == "mean" else "")
 
 
 def feature_stem(manifest: Mapping[str, Any]) -> str:
@@ -228,10 +246,17 @@ def _circuit(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> C
     scores = {name: arrays[f"score/{name}"].T for name in layers if f"score/{name}" in arrays}
     if any(s.dtype != np.float32 or s.shape != masks[name].shape for name, s in scores.items()):
         raise ValueError("its scores are not float32 of the masks' shapes")
+    offsets = {name: arrays[f"offset/{name}"] for name in layers if f"offset/{name}" in arrays}
+    if any(
+        a.dtype != np.float32 or a.shape != masks[n].shape[1:] or not np.isfinite(a).all() for n, a in offsets.items()
+    ):
+        raise ValueError("its offsets are not finite float32 of shape (O,)")
+    if len(offsets) != (len(layers) if manifest.get("ablation", "zero") == "mean" else 0):
+        raise ValueError("it has not an offset for each mask, as mean ablation has, and no other")
     if (direction is None) != ("channel" in manifest["feature"]):
         raise ValueError("its feature is neither a channel nor a direction")
     if direction is not None and (direction.dtype != np.float32 or direction.ndim != 1):
         raise ValueError("its direction is not float32 of shape (O,)")
-    circuit = Circuit(masks, manifest, scores=scores or None, direction=direction)
+    circuit = Circuit(masks, manifest, scores=scores or None, offsets=offsets or None, direction=direction)
     _ = circuit.features, circuit.stem
     return circuit

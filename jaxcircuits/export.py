@@ -1,4 +1,4 @@
-"""Circuits for PyTorch: masks for `torch.nn.utils.prune`, and weights with the masks multiplied in."""
+"""Circuits for PyTorch: masks for `torch.nn.utils.prune`, and weights with masks multiplied and offsets folded in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcircuits.ablation import check_offsets, folded
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
@@ -51,9 +52,20 @@ def torch_masks(model: Model, circuit: Circuit) -> StateDict:
 
 
 def torch_weights(model: Model, circuit: Circuit) -> StateDict:
-    """The circuit's network as a torchvision state dict: weights times masks; what the source lacks is left out."""
+    """The circuit's network as a torchvision state dict: weights times masks; what the source lacks is left out.
+
+    Mean ablation's offsets are added to biases or, where a convolution has none, taken off the running mean of its
+    BatchNorm: what leaves BatchNorm is the circuit's, what enters it is so up to the offset.
+
+    Raises:
+        InputError: the circuit is of another network, or an offset has no place in it.
+    """
     torch_masks(model, circuit)  # refuses another network's circuit
     masked = with_masks(model.network(), model.variables, circuit.masks)
+    if circuit.offsets is not None:
+        given, masks = ({n: a[None] for n, a in arrays.items()} for arrays in (circuit.offsets, circuit.masks))
+        check_offsets(model.layers, given, masks)
+        masked = folded(model.network(), masked, circuit.offsets)
     return to_torch(masked, extras=model.extras, missing=model.missing)
 
 
@@ -70,7 +82,8 @@ def export_circuit(model: Model, circuit: Circuit, stem: str | Path, *, force: b
         The three paths.
 
     Raises:
-        InputError: the circuit is of another network, PyTorch is missing, or a file exists or cannot be written.
+        InputError: the circuit is of another network, PyTorch is missing, the means of removed kernels have no place in
+            the network, or a file exists or cannot be written.
     """
     paths = free_paths(stem, force=force)
     masks = torch_masks(model, circuit)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxcircuits.errors import InputError
@@ -29,6 +30,23 @@ def write_whole(path: Path, content: bytes) -> None:
                 raise
     except (OSError, ValueError) as error:  # a null character in a path is a ValueError
         raise _unwritable(path, error) from error
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write several files of one folder beside their places, then move them there: all of them or none.
+
+    Raises:
+        InputError: the folder cannot be made or a file not be written.
+    """
+    parent = next(iter(contents)).parent
+    try:
+        with folder(parent), tempfile.TemporaryDirectory(prefix=".beside-", dir=parent) as beside:
+            for path, content in contents.items():
+                Path(beside, path.name).write_bytes(content)
+            for path in contents:
+                Path(beside, path.name).replace(path)
+    except (OSError, ValueError) as error:
+        raise _unwritable(parent, error) from error
 
 
 @contextlib.contextmanager

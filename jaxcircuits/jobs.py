@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
-from jaxcircuits.data import Images, batches, count, image_shape
+from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
 from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
+from jaxcircuits.granularity import count_relevant, masks_at, shape_at
 from jaxcircuits.layers import Masks
+from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Level, Scores, check_options, score_levels
-
-RECORDED_VERSIONS = ("jaxcircuits", "jax", "flax", "numpy")
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,11 @@ def plan(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
     steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
@@ -60,9 +61,12 @@ def plan(
     batch: int | None = None,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
-    check_options(criterion, absolute, precision, chunk, batch, steps)
+    check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
+    check_ablation(ablation)
+    if granularity == "weight":
+        raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)
-    source = _image_source(images)  # reads all pictures, which are counted with that
+    source = image_source(images)  # reads all pictures, which are counted with that
     network, number = model.network(image_shape(images)), count(images)
     every = [features] if isinstance(features, Features) else list(features)
     every = joined(f.resolve(network.layers) for f in every)
@@ -71,28 +75,29 @@ def plan(
         model.check_weights((*names, f.layer))
         f.places(number)  # an error if they are not as many as the images
         if kernels is not None:
+            shapes = {name: shape_at(network.layers[name], granularity) for name in names}
             for part in in_chunks(f, 16):
-                found = count_kernels(relevant(network, model.variables, part, names))
+                found = count_relevant(relevant(network, model.variables, part, names), shapes)
                 for amount in amounts:
                     keep_counts(found, None, amount["kernels"])
-    transformed = {} if model.transform_input is None else {"transform_input": model.transform_input}
     shared = {
-        "model": model.name,
-        "weights": {"source": model.weights, "sha256": model.sha256} | transformed,
+        **model_source(model),
         "images": source,
         "criterion": criterion,
+        "ablation": ablation,
         "absolute": None if criterion in BASELINES else absolute,
+        "granularity": granularity,
         "seed": seed if criterion == "random" else None,
         "precision": precision,
         **({"steps": steps} if criterion in IN_ROUNDS else {}),
         "dtype": "float32",
-        "versions": {name: version(name) for name in RECORDED_VERSIONS},
+        "versions": versions(),
     }
 
     def manifests(f: Features, names: tuple[str, ...]) -> list[list[dict[str, Any]]]:
         asked = shared | {"layers": list(names), "objective": f.objective}
         both = {"keep": None, "kernels": None}
-        return [[asked | {"feature": _identity(one)} | both | amount for amount in amounts] for one in f]
+        return [[asked | {"feature": identity(one)} | both | amount for amount in amounts] for one in f]
 
     return [Job(f, names, manifests(f, names)) for f, names in zip(every, chosen, strict=True)]
 
@@ -104,9 +109,11 @@ def extract(
     *,
     criterion: str = "snip",
     absolute: str = "per_image",
+    ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
     steps: int = force.STEPS,
     seed: int = 0,
     precision: str = "float32",
@@ -120,8 +127,12 @@ def extract(
     Args:
         model, images, criterion, absolute, layers, steps, seed, precision, chunk, batch: as for `score`.
         features: one `Features` or several, each with one or many features.
+        ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution over
+            these images, which the circuit then keeps as offsets; scores and masks are the same.
         keep: fraction of the relevant kernels to keep, .05 if neither it nor `kernels` is given; or several.
         kernels: number of kernels to keep, instead of `keep`; or several.
+        granularity: "kernel", or "filter": whole filters are kept, so many or that fraction of the relevant ones. The
+            circuit's masks are then those of the filters' relevant kernels, and each has the score of its filter.
         with_scores: keep the scores in the circuits as well.
         progress: called with what was done since the last call; one for each feature and image that is scored, in
             each round, and one for each circuit and image that is judged.
@@ -133,8 +144,9 @@ def extract(
         InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
     options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
+    options["granularity"] = granularity
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
-    jobs = plan(model, images, features, keep=keep, kernels=kernels, steps=steps, **asked, **options)
+    jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
     levels = [Level(**amount, steps=steps) if criterion in IN_ROUNDS else Level() for amount in amounts]
     network = model.network(image_shape(images))
@@ -142,8 +154,9 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            size, _ = sizes(network, job.layers, images=number, whole_set=whole_set, chunk=chunk, batch=batch)
+            size, _ = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
             size = min(size, len(job.features))
+            means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
                 share = len(manifests) / size  # the last chunk is filled up
@@ -153,7 +166,7 @@ def extract(
                     model, images, part, levels, **options, layers=job.layers, chunk=chunk, batch=batch,
                     progress=lambda done, share=share: progress(done * share),
                 )  # fmt: skip
-                yield from _circuits(model, images, part, scores, amounts, manifests, with_scores, progress)
+                yield from _circuits(model, images, part, scores, amounts, manifests, means, with_scores, progress)
 
     return one_by_one()
 
@@ -179,14 +192,20 @@ def _circuits(
     scores: list[Scores],
     amounts: list[dict[str, Any]],
     manifests: list[list[dict[str, Any]]],
+    means: Mapping[str, np.ndarray] | None,
     with_scores: bool,
     progress: Callable[[float], object],
 ) -> Iterator[Circuit]:
     """The circuits of one chunk's features, of which there are as many as manifests; the rest only fills it up."""
     real = len(manifests)
     masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
+    masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
     features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
-    r = correlations(model, images, features, masks, progress=lambda done: progress(done * len(amounts)))
+    added = None if means is None else [offsets(means, mask) for mask in masks]
+    r = correlations(
+        model, images, features, masks, ablation="zero" if added is None else "mean", offsets=added,
+        progress=lambda done: progress(done * len(amounts)),
+    )  # fmt: skip
     possible = count_kernels(scores[0].relevant)
     kept = [count_kernels(mask) for mask in masks]
     shape = image_shape(images)
@@ -203,7 +222,8 @@ def _circuits(
             yield Circuit(
                 _row(masks[k], scores[k].layers, f),
                 manifest,
-                scores=_row(scores[k].values, scores[k].layers, f) if with_scores else None,
+                scores=_kernel_scores(scores[k], f) if with_scores else None,
+                offsets=None if added is None else _row(added[k], scores[k].layers, f),
                 direction=None if feature.directions is None else feature.directions[0],
             )
 
@@ -212,24 +232,7 @@ def _row(arrays: Masks | Mapping[str, Any], layers: tuple[str, ...], f: int) -> 
     return {name: np.asarray(arrays[name][f]) for name in layers}
 
 
-def _identity(feature: Features) -> dict[str, Any]:
-    """One feature for the manifest."""
-    position = feature.position.tolist() if isinstance(feature.position, np.ndarray) else feature.position
-    position = list(position) if isinstance(position, tuple) else position
-    if feature.directions is None:
-        which = {"channel": (feature.channels or (0,))[0]}
-    else:  # two files may have one name
-        digest = hashlib.sha256(np.ascontiguousarray(feature.directions[0]).data).hexdigest()
-        which = {"name": (feature.names or ("",))[0], "digest": digest}
-    return {"layer": feature.layer, **which, "position": position}
-
-
-def _image_source(images) -> dict[str, Any]:
-    """Where the images came from, for the manifest."""
-    if isinstance(images, Images):
-        digest = images.digest  # before len, which would take another look at every file
-        return {"source": images.source, "resize": images.resize, "number": len(images), "digest": digest}
-    sha = hashlib.sha256()
-    for block, real in batches(images, 16):
-        sha.update(np.ascontiguousarray(block[:real]).data)
-    return {"source": "array", "resize": None, "number": count(images), "digest": sha.hexdigest()}
+def _kernel_scores(scores: Scores, f: int) -> dict[str, np.ndarray]:
+    """{layer: (I, O)} of one feature; of filters, each relevant kernel has its filter's."""
+    found, possible = (_row(arrays, scores.layers, f) for arrays in (scores.values, scores.relevant))
+    return {name: np.where(possible[name], found[name], np.float32(0)) for name in scores.layers}

@@ -54,22 +54,25 @@ class Terms(NamedTuple):
 
 
 def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
-    """The masked layers, in call order, for which `convolution` is the faster way: none but on a CPU."""
+    """The layers with masks (F, I, O), in call order, for which `convolution` is the faster way: none but on a CPU."""
     before = itertools.takewhile(lambda name: name != target, layers)
-    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool]
+    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool and masks[name].ndim == 3]
     if jax.default_backend() != "cpu":
         return ()
     return tuple(la.name for la in found if la.ungrouped and la.outputs >= 2 * GROUP)
 
 
-def all_terms(layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, full: Masks) -> dict[str, Terms]:
-    """The terms of these layers of one circuit with the masks {layer: (I, O)}; `full` are the outputs of some layers
-    in the full network."""
+def all_terms(
+    layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, offsets: Arrays, full: Masks
+) -> dict[str, Terms]:
+    """The terms of these layers of one circuit with the masks {layer: (I, O)} and offsets {layer: (O,)}, which are
+    added elsewhere; `full` are the outputs of some layers in the full network."""
     if not names:
         return {}
     given = {name: np.asarray(masks[name]) for name in layers if name in masks}
     order = list(layers)
-    first = next((order.index(name) for name, mask in given.items() if not mask.all()), len(order))
+    changed = (order.index(n) for n, mask in given.items() if not mask.all() or np.any(offsets.get(n, 0)))
+    first = next(changed, len(order))
     return {name: terms(given[name], full.get(name), order.index(name) <= first) for name in names}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.errors import InputError
-from jaxcircuits.layers import Arrays, Masks
+from jaxcircuits.features import find_layer
+from jaxcircuits.granularity import AXES, count_relevant, relevant_at, shape_at
+from jaxcircuits.layers import Arrays, Layer, Masks
 
 if TYPE_CHECKING:
     from jaxcircuits.scores import Scores
@@ -43,8 +46,9 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
 def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | None = None) -> Masks:
     """Keep the kernels of highest score: exactly k of each feature's relevant ones, and no others.
 
-    Ties go to the kernel that comes first by (layer in call order, output channel o, input channel i). Signed scores
-    are ranked as they are, the most negative last. Masks of the same scores are nested over keep.
+    Scores of weights or filters give masks of weights or filters, k of them. Ties go to what comes first by (layer in
+    call order, output channel o, input channel i, weight). Signed scores are ranked as they are, the most negative
+    last. Masks of the same scores are nested over keep.
 
     Args:
         scores: as `score` returns them.
@@ -52,14 +56,14 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
         kernels: k itself. By default what the scores were made for, where they depend on that ("force").
 
     Returns:
-        {layer: (F, I, O) bool}.
+        {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O).
 
     Raises:
         InputError: as `keep_counts`; scores that are not numbers; a feature without any relevant kernel.
     """
     if keep is None and kernels is None:
         keep, kernels = scores.record.keep, scores.record.kernels
-    relevant = count(scores.relevant)
+    relevant = count_relevant(scores.relevant, {name: scores.values[name].shape[1:] for name in scores.layers})
     if (relevant == 0).any():
         raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
     counts = keep_counts(relevant, keep, kernels)
@@ -71,14 +75,19 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
 
 @functools.partial(jax.jit, static_argnames="layers")
 def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
-    """`top_kernels` for counts (F,).
+    """`top_kernels` for counts (F,), of values at any granularity and relevant kernels (F, I, O).
 
     Finds each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fills ties.
     """
-    codes = {name: jnp.where(relevant[name], _ordered(values[name]), 0) for name in layers}
+    # in PyTorch's order (F, O, I, K), by which ties are broken, as far as there are these axes
+    codes = {
+        name: _by_output(jnp.where(relevant_at(relevant[name], values[name].ndim), _ordered(values[name]), 0))
+        for name in layers
+    }
 
     def at_least(threshold: Array) -> Array:
-        return sum((codes[n] >= threshold[:, None, None]).sum((1, 2), dtype=jnp.int32) for n in layers)  # pyright: ignore
+        flat = [code.reshape(len(code), -1) for code in codes.values()]
+        return sum((code >= threshold[:, None]).sum(1, dtype=jnp.int32) for code in flat)  # pyright: ignore
 
     def bisect(step: Array, threshold: Array) -> Array:
         higher = threshold | (jnp.uint32(1) << (jnp.uint32(31) - step.astype(jnp.uint32)))
@@ -88,12 +97,18 @@ def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) 
     left = counts - at_least(threshold + 1)
     masks = {}
     for name in layers:
-        tied = (codes[name] == threshold[:, None, None]).transpose(0, 2, 1)
-        rank = jnp.cumsum(tied.reshape(len(tied), -1), axis=1, dtype=jnp.int32).reshape(tied.shape)
-        chosen = (tied & (rank <= left[:, None, None])).transpose(0, 2, 1)
-        masks[name] = (codes[name] > threshold[:, None, None]) | chosen
-        left = jnp.maximum(left - rank[:, -1, -1], 0)
+        code = codes[name].reshape(len(codes[name]), -1)
+        tied = code == threshold[:, None]
+        rank = jnp.cumsum(tied, axis=1, dtype=jnp.int32)
+        chosen = (code > threshold[:, None]) | (tied & (rank <= left[:, None]))
+        masks[name] = _by_output(chosen.reshape(codes[name].shape))
+        left = jnp.maximum(left - rank[:, -1], 0)
     return masks
+
+
+def _by_output(array: Array) -> Array:
+    """(F, K, I, O), (F, I, O) or (F, O) with all axes but the first in reverse; and back."""
+    return array.transpose(0, *reversed(range(1, array.ndim)))
 
 
 def _ordered(values: Array) -> Array:
@@ -116,18 +131,92 @@ def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
     Raises:
         InputError: the layers or their shapes differ.
     """
-    if set(a) != set(b):
-        raise InputError(f"the masks cover different layers: {sorted(set(a) ^ set(b))} stand in one of them only")
+    check_alike(a, b)
     both, either = {}, {}
     for name in a:
         one, other = jnp.asarray(a[name], bool), jnp.asarray(b[name], bool)
-        if one.shape != other.shape:
-            raise InputError(f"the masks of {name!r} differ in shape: {one.shape} and {other.shape}")
         both[name] = (one & other).sum((-2, -1), dtype=jnp.int32)
         either[name] = (one | other).sum((-2, -1), dtype=jnp.int32)
     return sum(both.values()) / sum(either.values()), {name: both[name] / either[name] for name in a}  # pyright: ignore
 
 
+def stability(masks: Sequence[Arrays], relevant: Arrays) -> np.ndarray:
+    """How much the masks of M runs, such as scores of different image subsets, agree beyond chance: (F,).
+
+    Phi = 1 - mean over kernels of s^2 / (q (1 - q)),  s^2 = M / (M - 1) p (1 - p),  p the share of masks that have a
+    kernel and q the mean of p, all over the relevant kernels (Nogueira, Sechidis, Brown 2018, JMLR 18(174)).
+
+    Args:
+        masks: M of them, {layer: (F, I, O) bool}, all within `relevant`.
+        relevant: {layer: (F, I, O) bool}.
+
+    Returns:
+        1 where all M masks are the same, 0 in the mean of random ones, at least -1 / (M - 1); nan where they have none
+        or all of the kernels.
+
+    Raises:
+        InputError: fewer than two masks, or layers or shapes that differ.
+    """
+    number = len(masks)
+    if number < 2:
+        raise InputError(f"stability is of two masks or more; got {number}")
+    possible, chosen, mixed = count(relevant).astype(float), 0, 0
+    for mask in masks:
+        check_alike(mask, relevant)
+    for name in relevant:
+        found = np.asarray(sum(jnp.asarray(mask[name], jnp.int32) for mask in masks), np.int64)
+        chosen, mixed = chosen + found.sum((1, 2)), mixed + (found * (number - found)).sum((1, 2))
+    q = chosen / number / possible
+    variance = mixed / (number * (number - 1)) / possible
+    expected = q * (1 - q)
+    return 1 - np.divide(variance, expected, out=np.full(q.shape, np.nan), where=expected > 0)
+
+
 def count(masks: Arrays) -> np.ndarray:
     """Kernels in each mask: {layer: (..., I, O) bool} -> (...)."""
     return np.asarray(sum(jnp.asarray(mask).sum((-2, -1), dtype=jnp.int32) for mask in masks.values()))
+
+
+def complement(masks: Arrays, relevant: Arrays) -> Masks:
+    """The relevant kernels that a circuit has not: {layer: (F, I, O) bool}.
+
+    How well they compute the feature says how complete the circuit is: what it left out should do badly (completeness,
+    arXiv 2211.00593; as the faithfulness of what remains, arXiv 2403.19647).
+
+    Args:
+        masks, relevant: {layer: (F, I, O) bool}, as from `top_kernels` and `relevant_kernels` or `score`.
+
+    Raises:
+        InputError: the layers or their shapes differ.
+    """
+    check_alike(masks, relevant)
+    return {name: jnp.asarray(relevant[name], bool) & ~jnp.asarray(mask, bool) for name, mask in masks.items()}
+
+
+def check_alike(a: Arrays, b: Arrays) -> None:
+    """Raise an InputError if two masks have other layers or shapes."""
+    if set(a) != set(b):
+        raise InputError(f"the masks cover different layers: {sorted(set(a) ^ set(b))} stand in one of them only")
+    for name in a:
+        if np.shape(a[name]) != np.shape(b[name]):
+            raise InputError(f"the masks of {name!r} differ in shape: {np.shape(a[name])} and {np.shape(b[name])}")
+
+
+def check_masks(
+    layers: Mapping[str, Layer],
+    masks: Arrays,
+    features: int | None = None,
+    *,
+    among: Sequence[str] = ("kernel", "filter"),
+) -> None:
+    """Raise an InputError for masks of other layers, granularities or shapes than a network's, or of another number of
+    features."""
+    for name, mask in masks.items():
+        layer, shape = find_layer(layers, name), np.shape(mask)
+        if layer.trouble:
+            raise InputError(layer.trouble)
+        first = shape[0] if features is None and shape else features
+        granularity = next((g for g in among if AXES[g] == len(shape)), "kernel")
+        if shape != (first, *shape_at(layer, granularity)):
+            expected = ("F" if features is None else features, *shape_at(layer, granularity))
+            raise InputError(f"the mask of {name!r} has shape {shape}; expected ({', '.join(map(str, expected))})")

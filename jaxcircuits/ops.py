@@ -46,13 +46,17 @@ def split_patches(layer: Layer, x: Array) -> Array:
 
 
 def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
-    """A layer's geometry with another kernel, without groups: x (N, H, W, C), kernel (h, w, C, O) -> (N, H', W', O)."""
+    """A layer's geometry with another kernel: x (N, H, W, C), kernel (h, w, I, O) -> (N, H', W', O).
+
+    There are as many groups as I goes into C, one where they are equal.
+    """
     return lax.conv_general_dilated(
         x,
         kernel,
         layer.strides,
         layer.padding,
         rhs_dilation=layer.dilation,
+        feature_group_count=x.shape[-1] // kernel.shape[2],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 

@@ -16,7 +16,9 @@ from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
 from jaxcircuits.gradients import gradients, supports
+from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables
+from jaxcircuits.masked import outputs
 from jaxcircuits.ops import features_last
 from jaxcircuits.paths import relevant
 from jaxcircuits.taps import Network
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
         layers: those to score, in call order.
         criterion, objective, place: what is computed of the features.
         precision: of matrix products, as `jax.default_matmul_precision` calls it.
+        granularity: of the scores.
         sparse: compute on the support that all features share; the same to rounding.
     """
 
@@ -48,6 +51,7 @@ class Plan(NamedTuple):
     objective: str
     place: Place
     precision: str
+    granularity: str = "kernel"
     sparse: bool = False
 
     def statistic(self, name: str) -> Statistic:
@@ -155,7 +159,7 @@ def scores_of_chunk(
     batch: int,
     progress: Callable[[int], object],
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    """Scores and relevant kernels {layer: (F, I, O)} of one chunk of features."""
+    """Scores {layer: (F, I, O)}, or at the plan's granularity, and relevant kernels of one chunk of features."""
     compiled = program(plan, variables, len(features), batch)
     possible = relevant(plan.network, variables, features, plan.layers)
     directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
@@ -192,6 +196,8 @@ def _step(
     sums = {}
     for name in plan.layers:
         layer, x = plan.network.layers[name], found.inputs[name]
+        if plan.criterion.of_outputs:
+            x = outputs(layer, variables, x)
         if name == plan.target:
             seen = (found.cotangents, directions)
         elif name in found.supports:
@@ -211,5 +217,5 @@ def _finish(
         layer = plan.network.layers[name]
         own = (directions,) if name == plan.target else ()
         found = plan.statistic(name).finish(total[name], layer, *own, weights[name], number)
-        scores[name] = jnp.where(possible[name], found, 0)
+        scores[name] = fitted(found, possible[name], plan.granularity)
     return scores

@@ -17,6 +17,7 @@ from jax import Array
 
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.granularity import masks_at
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
 from jaxcircuits.ops import split_patches
@@ -77,12 +78,15 @@ def effective_kernels(
     Args:
         model: whose network it is.
         features: F of them.
-        masks: {layer: (F, I, O) bool}; layers that are not named keep all their kernels.
+        masks: {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O); layers that are not named keep all.
+            A kernel is kept if its filter or one of its weights is.
         image_shape: (H, W, C) of the images, by default the model's nominal size.
     """
     network = model.network(image_shape)
     features = features.resolve(network.layers)
     layers = scored_layers(network, features.layer, tuple(masks))
+    every = {name: jnp.ones((1, network.layers[name].inputs, 1), bool) for name in layers}
+    masks = masks_at(masks, "kernel", relevant=every)
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs) != 0, jnp.float32)
     found = []
     for f in range(len(features)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAMED = 7  # features that a legend names; more than that are grey lines behind their mean
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^")
 
 
 def curves(
@@ -33,7 +34,6 @@ def curves(
         xlabel: what the amounts are.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, NullLocator
 
     order = np.argsort(amounts)
     x, r = np.asarray(amounts, float)[order], np.asarray(r, float)[:, order]
@@ -48,28 +48,82 @@ def curves(
         mean = np.where(defined, r, 0).sum(0) / np.where(defined.any(0), defined.sum(0), np.nan)
         name = "mean" if named else f"mean of {len(labels)} features"
         axes.plot(x, mean, color="black", linewidth=2, label=name, zorder=3)
-    axes.set(xscale="log", xlabel=xlabel, ylabel="r with the full network")
+    _dress(axes, x, float(np.nanmin(r, initial=0.0)), title)
+    axes.set(xlabel=xlabel, ylabel="r with the full network")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
+    save(figure, path)
+
+
+def comparison(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    criteria: Sequence[str],
+    keeps: Sequence[float],
+    *,
+    title: str = "",
+    xlabel: str = "keep",
+) -> bytes:
+    """Draw r over keep, a line with its interval for each criterion, in a panel for each layer: a PNG.
+
+    Args:
+        panels: {title: (r (C, K), its interval (C, K, 2))}; nan leaves a gap.
+        criteria, keeps: C and K of them, the latter in any order.
+        title: over the plot.
+        xlabel: what keep is a fraction of.
+    """
+    from matplotlib.figure import Figure
+
+    order = np.argsort(keeps)
+    x = np.asarray(keeps, float)[order]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    width = 6.4 if columns == 1 else 4.4 * columns
+    figure = Figure(figsize=(width, 3.4 * rows + 0.9), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    lowest = min(0.0, *(float(np.nanmin(ends, initial=0.0)) for _, ends in panels.values()))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for panel, (axes, (name, (r, ends))) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        for c, criterion in enumerate(criteria):
+            colour, marker = COLOURS[c % len(COLOURS)], MARKERS[c // len(COLOURS) % len(MARKERS)]
+            line = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
+            axes.plot(x, r[c, order], label=None if panel else _plain(criterion), zorder=2, **line)
+            axes.fill_between(x, *ends[c, order].T, color=colour, alpha=0.13, linewidth=0)
+        _dress(axes, x, lowest, name)
+        lowest_of_column, first_of_row = panel + columns >= len(panels), panel % columns == 0
+        axes.set_xlabel(xlabel if lowest_of_column else "", fontsize="small")
+        axes.set_ylabel("r with the full network" if first_of_row else "", fontsize="small")
+    figure.suptitle(_plain(title), fontsize="medium")
+    figure.legend(frameon=False, loc="outside lower center", ncols=min(len(criteria), 7), fontsize="small")
+    return _png(figure)
+
+
+def _dress(axes, x: np.ndarray, lowest: float, title: str) -> None:
+    """Axes of r over how much is kept, the amounts x in ascending order."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axes.set(xscale="log")
     axes.set_title(_plain(title), fontsize="medium")
     axes.set_xticks(x, [f"{value:g}" for value in x], fontsize="small")
     _thin(axes, x)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(x[0] / 1.12, x[-1] * 1.12)  # lines that end at 1 end inside the frame, and one level has a width
-    lowest = float(np.nanmin(r, initial=0.0))
     axes.set_ylim(max(lowest - 0.05, -1.03), 1.03)
     if lowest < 0:
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
-    save(figure, path)
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
+    write_whole(path, _png(figure))
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+    return png.getvalue()
 
 
 def _thin(axes, x: np.ndarray, apart: float = 0.075) -> None:

@@ -20,7 +20,7 @@ from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import scored_layers
-from jaxcircuits.masks import count as count_kernels
+from jaxcircuits.granularity import check_granularity, count_relevant, fitted, shape_at
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
@@ -35,7 +35,7 @@ class Record(NamedTuple):
     """How scores came about; stands in the manifest of every circuit made of them.
 
     Attributes:
-        criterion, absolute, seed, precision, keep, kernels, steps, schedule: as asked for.
+        criterion, absolute, seed, precision, keep, kernels, steps, schedule, granularity: as asked for.
         objective: of the features.
         images: how many.
         sparse: whether gradients were computed on their support alone, which is the same to rounding.
@@ -52,6 +52,7 @@ class Record(NamedTuple):
     kernels: int | None = None
     steps: int | None = None
     schedule: tuple[int, ...] | None = None
+    granularity: str = "kernel"
 
 
 @functools.partial(
@@ -59,11 +60,12 @@ class Record(NamedTuple):
 )
 @dataclass(frozen=True)
 class Scores:
-    """Saliency of each kernel for each feature.
+    """Saliency of each kernel for each feature; or of each weight or filter.
 
     Attributes:
-        values: {layer: (F, I, O) float32}, at least 0 unless absolute="none"; 0 where not relevant.
-        relevant: {layer: (F, I, O) bool}, the kernels from which a path leads to the feature.
+        values: {layer: (F, I, O) float32}, of weights (F, K, I, O), of filters (F, O); at least 0 unless
+            absolute="none"; 0 where not relevant.
+        relevant: {layer: (F, I, O) bool}, the kernels from which a path leads to the feature, at any granularity.
         layers: their names in call order (`jit` sorts dictionaries).
         record: how they came about.
     """
@@ -82,6 +84,7 @@ def score(
     criterion: str = "snip",
     absolute: str = "per_image",
     layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
     keep: float | None = None,
     kernels: int | None = None,
     steps: int = force.STEPS,
@@ -103,6 +106,9 @@ def score(
             three are different quantities; none depends on how images are batched.
         layers: those to score; by default all convolutions before the features and, for a feature of a dense layer, the
             dense layers too.
+        granularity: what has a score: "kernel", "filter" (an output channel) or "weight" (not ActGrad). How one is made
+            of another stands at `scores_at`; ActGrad's filters are a quantity of their own. Scores of weights take as
+            many times the memory of kernels' as a kernel has weights: AlexNet's features.10, 10 MB a feature.
         keep, kernels: how much the circuit will keep, for "force" alone, whose scores depend on it; one of them.
         steps: rounds of "force".
         schedule: how many kernels each round of "force" keeps, instead of `steps`, and of `keep` and `kernels`.
@@ -121,11 +127,11 @@ def score(
             missing.
     """
     amount = {"keep": keep, "kernels": kernels}
-    check_options(criterion, absolute, precision, chunk, batch, steps)
+    check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
     levels = [Level.of(criterion, **amount, steps=steps, schedule=schedule)]
     return score_levels(
-        model, images, features, levels, criterion=criterion, absolute=absolute, layers=layers, seed=seed,
-        precision=precision, chunk=chunk, batch=batch, progress=progress,
+        model, images, features, levels, criterion=criterion, absolute=absolute, layers=layers, granularity=granularity,
+        seed=seed, precision=precision, chunk=chunk, batch=batch, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -171,6 +177,7 @@ def score_levels(
     criterion: str,
     absolute: str,
     layers: Sequence[str] | None,
+    granularity: str = "kernel",
     seed: int = 0,
     precision: str,
     chunk: int | None = None,
@@ -183,17 +190,19 @@ def score_levels(
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
     model.check_weights((*chosen, features.layer))
     number = count(images)
-    record = Record(criterion, absolute, features.objective, number, None, precision)
+    record = Record(criterion, absolute, features.objective, number, None, precision, granularity=granularity)
     if criterion in BASELINES:
         possible = relevant(network, model.variables, features, chosen)
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}
-        values = BASELINES[criterion](weights, features.identities, seed=seed)
-        values = {name: jnp.where(possible[name], values[name], 0) for name in chosen}
+        values = BASELINES[criterion](weights, features.identities, granularity=granularity, seed=seed)
+        values = {name: fitted(values[name], possible[name], granularity) for name in chosen}
         record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
         return [Scores(values, possible, chosen, record)] * len(levels)
-    rule = find_criterion(criterion, absolute)
-    plan = Plan(network, features.layer, chosen, rule, features.objective, features.place, PRECISIONS[precision])
-    size, batch = sizes(network, chosen, images=number, whole_set=absolute == "whole_set", chunk=chunk, batch=batch)
+    rule = find_criterion(criterion, absolute, granularity)
+    looked = features.objective, features.place
+    plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[precision], granularity)
+    by_weight = absolute == "whole_set" or granularity == "weight"
+    size, batch = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch)
     size = min(size, len(features))
     plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
     if chunk is None:
@@ -216,9 +225,10 @@ def score_levels(
         return [Scores(values, possible, chosen, record)] * len(levels)
     plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, batch)
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
+    shapes = {name: shape_at(network.layers[name], granularity) for name in chosen}
     found = []
     for level in levels:
-        counts, parts = level.counts(count_kernels(possible)), []
+        counts, parts = level.counts(count_relevant(possible, shapes)), []
         for some in (slice(start, start + size) for start in range(0, len(features), size)):
             first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]
@@ -229,7 +239,13 @@ def score_levels(
 
 
 def check_options(
-    criterion: str, absolute: str, precision: str, chunk: int | None, batch: int | None, steps: int = force.STEPS
+    criterion: str,
+    absolute: str,
+    precision: str,
+    chunk: int | None,
+    batch: int | None,
+    steps: int = force.STEPS,
+    granularity: str = "kernel",
 ) -> None:
     """Raise an InputError for what `score` does not know or cannot do, whatever the features."""
     if criterion not in CRITERIA:
@@ -238,8 +254,9 @@ def check_options(
         raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if absolute not in ABSOLUTE:
         raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
+    check_granularity(granularity)
     if criterion not in BASELINES:
-        find_criterion(criterion, absolute)
+        find_criterion(criterion, absolute, granularity)
     for name, size in (("chunk", chunk), ("batch", batch), ("steps", steps)):
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}; expected at least 1")

@@ -156,11 +156,14 @@ def ones(network: Network, variables: Variables, masks: Arrays) -> Variables:
 
 
 def with_masks(network: Network, variables: Variables, masks: Arrays) -> Variables:
-    """The variables with each named layer's weights multiplied by its mask, {layer: (I, O)}: a circuit's network."""
+    """The variables with each named layer's weights multiplied by its mask: a circuit's network.
+
+    Masks are {layer: (I, O)}, of weights (K, I, O), of filters (O,); a filter without weights still has its bias.
+    """
     params: dict = traverse_util.flatten_dict(variables["params"])
     for name, mask in masks.items():
         path = (*network.layers[name].path, "kernel")
-        params[path] = params[path] * mask
+        params[path] = params[path] * (mask.reshape(params[path].shape) if mask.ndim == 3 else mask)
     return {**variables, "params": traverse_util.unflatten_dict(params)}
 
 
@@ -198,3 +201,26 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
         ) from error
     layers = {".".join(path): layer_of(path, seen, variables) for path, seen in calls.items()}
     return Network(module, tuple(options.items()), image_shape, layers)
+
+
+def batch_norms(network: Network, variables: Variables) -> dict[str, tuple[str, ...]]:
+    """The BatchNorms that are given a layer's output as it is: {layer: module path}."""
+    outputs: list[tuple[str, Array]] = []
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if context.method_name == "__call__" and isinstance(context.module, nn.BatchNorm):
+            x = args[0] if args else kwargs["x"]
+            found.update({name: context.module.path for name, y in outputs if y is x})
+        y = call(*args, **kwargs)
+        if _layer_call(context):
+            outputs.append((".".join(context.module.path), y))
+        return y
+
+    def run(variables, images):
+        return network.module.apply(variables, images, mutable=[TAPS], **dict(network.options))
+
+    image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+    with nn.intercept_methods(note), jax.disable_jit():  # as in `describe`
+        jax.eval_shape(run, variables, image)
+    return found

@@ -34,9 +34,9 @@ MANIFEST = {
 }
 
 
-def circuit(scores=False, direction=None, **changes):
+def circuit(scores=False, direction=None, offsets=None, **changes):
     values = {name: rng.random(mask.shape, np.float32) for name, mask in MASKS.items()} if scores else None
-    return jc.Circuit(MASKS, MANIFEST | changes, scores=values, direction=direction)
+    return jc.Circuit(MASKS, MANIFEST | changes, scores=values, offsets=offsets, direction=direction)
 
 
 def feature(**changes):
@@ -48,6 +48,7 @@ def named(name="dirs-0", **changes):
 
 
 DIRECTION = np.arange(4, dtype=np.float32)
+OFFSETS = {name: rng.standard_normal(mask.shape[1]).astype(np.float32) for name, mask in MASKS.items()}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ DIRECTION = np.arange(4, dtype=np.float32)
         circuit(**feature(position=[[6, 7], [0, 0]])),
         circuit(**feature(position="argmax")),
         circuit(direction=DIRECTION, scores=True, **named(position="middle")),
+        circuit(offsets=OFFSETS, scores=True, ablation="mean"),
+        circuit(ablation="zero"),
     ],
 )
 def test_round_trip(made, tmp_path):
@@ -70,7 +73,10 @@ def test_round_trip(made, tmp_path):
         np.testing.assert_array_equal(again.masks[name], made.masks[name])
         if made.scores is not None:
             np.testing.assert_array_equal(again.scores[name], made.scores[name])
-    assert (again.scores is None) == (made.scores is None)
+        if made.offsets is not None:
+            np.testing.assert_array_equal(again.offsets[name], made.offsets[name])
+    assert (again.scores is None, again.offsets is None) == (made.scores is None, made.offsets is None)
+    assert again.ablation == ("mean" if made.offsets else "zero")
     assert again.features.labels == made.features.labels and again.features.place == made.features.place
     np.testing.assert_array_equal(again.features.matrix(4), made.features.matrix(4))
 
@@ -93,6 +99,8 @@ def test_files_hold_output_by_input(tmp_path):
         (feature(position=[[6, 7]]), "features.10_3@given.snip.keep0.05"),
         (feature(position="middle"), "features.10_3@middle.snip.keep0.05"),
         (named(), "features.10_dirs-0.snip.keep0.05"),
+        ({"ablation": "zero"}, "features.10_3.snip.keep0.05"),
+        ({"ablation": "mean"}, "features.10_3.snip.mean.keep0.05"),
         (named("../../../etc/passwd"), "features.10_.._.._.._etc_passwd.snip.keep0.05"),
         (feature(layer="/a\\b\0c"), "_a_b_c_3.snip.keep0.05"),
     ],
@@ -211,6 +219,8 @@ def test_no_file(tmp_path):
         ({"layers": ["features.0"]}, "not those of the layers"),
         ({"layers": ["../../etc", "features.0"]}, "not those of the layers"),
         ({"layers": 2**70}, "layers of the wrong type"),
+        ({"ablation": 1}, "ablation of the wrong type"),
+        ({"ablation": "mean"}, "not an offset for each mask"),
         ({"format": 2}, "not of format 1"),
         ({"format": None}, "not of format 1"),
     ],
@@ -249,6 +259,13 @@ def test_wrong_json(text, why, tmp_path):
         (TENSORS | {"score/features.0": np.ones((3, 2), np.float64)}, "not float32 of the masks' shapes"),
         (TENSORS | {"score/features.0": np.ones((2, 3), np.float32)}, "not float32 of the masks' shapes"),
         (TENSORS | {"direction": DIRECTION}, "neither a channel nor a direction"),
+        (TENSORS | {"offset/features.0": OFFSETS["features.0"]}, "not an offset for each mask"),
+        (TENSORS | {"offset/features.0": DIRECTION}, "offsets are not finite float32 of shape"),
+        (TENSORS | {"offset/features.0": OFFSETS["features.0"] * np.nan}, "offsets are not finite float32 of shape"),
+        (
+            TENSORS | {"offset/features.0": OFFSETS["features.0"].astype(float)},
+            "offsets are not finite float32 of shape",
+        ),
     ],
 )
 def test_wrong_arrays(tensors, why, tmp_path):

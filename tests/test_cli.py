@@ -293,6 +293,39 @@ def test_export_and_its_snippet(process, workplace):
     assert document == {"files": files}
 
 
+def test_mean_ablation(workplace, cache, monkeypatch):
+    """Extracted, judged on the same and other images, and exported, beside the circuit of zero ablation."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+
+    def run(*arguments):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    run("extract", "alexnet", "features.3:1", "--images", "two.npy", "--keep", "0.5", "--ablation", "mean")
+    zero, mean = (f"circuits/alexnet/features.3_1.snip.{how}keep0.5.safetensors" for how in ("", "mean."))
+    document = json.loads(run("evaluate", zero, mean, "--json"))
+    for row, ablation in zip(document["circuits"], ("zero", "mean"), strict=True):
+        assert row["ablation"] == ablation == manifest_of(row["circuit"])["ablation"]
+        assert row["correlation"] == pytest.approx(row["recorded"], abs=1e-5)
+        low, high = row["interval"]
+        assert low <= row["correlation"] <= high and row["top_image_overlap"] == 1
+        assert row["faithfulness"] <= 1 and row["relative_squared_error"] >= 0
+    a, b = document["circuits"]
+    assert a["correlation"] != b["correlation"] and "means of removed kernels" not in run("export", zero)
+    other = json.loads(run("evaluate", mean, "--images", "other.npy", "--json"))["circuits"][0]
+    circuit = jc.Circuit.load(mean)
+    masks, offsets = ({n: a[None] for n, a in arrays.items()} for arrays in (circuit.masks, circuit.offsets))
+    judged = jc.load("alexnet"), jc.read_images("other.npy"), circuit.features, masks
+    r = jc.correlation(*judged, ablation="mean", offsets=offsets)
+    assert other["correlation"] == pytest.approx(float(r[0]), abs=1e-5), "by the means that the circuit was made with"
+    assert "hold the means of removed kernels; masks alone set them to zero" in run("export", mean)
+    state = read_state(Path("circuits/features.3_1.snip.mean.keep0.5.weights.pth"))
+    bias = np.asarray(jc.load("alexnet").variables["params"]["features.3"]["bias"])
+    np.testing.assert_allclose(state["features.3.bias"], bias + circuit.offsets["features.3"], atol=1e-6)
+
+
 def test_convert_there_and_back(workplace, cache, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
@@ -377,9 +410,11 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
         ((X, "alexnet", "features.3:1", *I, "--keep", ".1", "--plot", "a.png"), "more than one"),
         ((X, "alexnet", "features.3:1", *I, "--keep", "0.1234567,0.1234568"), "two different circuits"),
         ((X, "alexnet", "features.3:1", *I, "--chunk", "0"), "--chunk"),
+        ((X, "alexnet", "features.3:1", *I, "--granularity", "weight"), "'weight' is not one of 'kernel', 'filter'"),
         ((X, "alexnet", "features.3:1", *I, "--seed", "-1"), "--seed"),
         ((X, "alexnet", "features.3:1", *I, "--out", "two.npy"), "'two.npy' is a file"),
         ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "ends in .png"),
+        ((X, "alexnet", "features.3:1", *I, "--ablation", "noise"), "'noise' is not one of 'zero', 'mean'"),
         (("convert", "alexnet", "--out", "two.npy"), "exists"),
         (("convert", "alexnt"), "no model"),
         (("info", "alexnt"), "no model"),

@@ -1,7 +1,11 @@
 """Export: PyTorch computes in the exported circuit what jaxcircuits computes in its own."""
 
+import itertools
 import os
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,9 @@ from safetensors.numpy import load_file
 
 import jaxcircuits as jc
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, torch_masks, torch_weights
+from jaxcircuits.gradients import activations
+from jaxcircuits.taps import with_masks
+from tests import twins
 from tests.torchvision_oracle import torchvision
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
@@ -137,3 +144,83 @@ def test_of_another_network(tmp_path):
     with pytest.raises(jc.InputError, match="is a file"):
         export_circuit(model, made, tmp_path / "file" / "a")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def with_means(model, images, layer, layers, keep):
+    """A random circuit of channel 5, with mean ablation, and its map by jaxcircuits: (N, H, W)."""
+    made = circuit(model, layer, 5, keep=keep, layers=layers)
+    masks = {name: mask[None] for name, mask in made.masks.items()}
+    offsets = {name: a[0] for name, a in jc.mean_offsets(model, images, masks).items()}
+    made = jc.Circuit(made.masks, {**made.manifest, "ablation": "mean"}, offsets=offsets)
+    network = model.network(images.shape[1:])
+
+    @jax.jit
+    def run(images):
+        masked = with_masks(network, model.variables, made.masks)
+        probes = {name: p + offsets[name] for name, p in network.probes(layers, len(images)).items()}
+        x = network.run(masked, images, probes)[layer]
+        direction = jnp.eye(network.layers[layer].outputs)[5:6]
+        return activations(network.layers[layer], masked, x, direction)[0]
+
+    with jax.default_matmul_precision("highest"):
+        return made, np.asarray(run(images) + offsets[layer][5])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("alexnet", "features.10"), ("resnet18", "layer2.0.downsample.0")])
+def test_means_of_removed_kernels(name, layer, tmp_path):
+    """Folded into the biases, or into BatchNorm; PyTorch's network then computes the circuit's map."""
+    model = MODELS["lpips"] if name == "alexnet" else jc.load(name, weights="random:3")
+    images = jc.read_images("photos", model, limit=2)
+    images = np.concatenate(list(images))[:, 64:160, 64:160]
+    layers = (*itertools.takewhile(lambda n: n != layer, model.layers), layer)
+    made, expected = with_means(model, images, layer, layers, 0.5)
+    assert all(np.abs(offset).max() > 1e-3 for offset in made.offsets.values())
+    caught, network = [], torchvision().models.get_model(name, weights=None).eval()
+    state = export_circuit(model, made, tmp_path / "a")[2]
+    network.load_state_dict(torch.load(state), strict=False)
+    network.get_submodule(layer).register_forward_hook(lambda *args: caught.append(args[-1].clone()))
+    with torch.no_grad():
+        network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    found = caught[0][:, 5].numpy()
+    if name == "resnet18":  # its own layer's offset is taken off behind it
+        norm = network.get_submodule("layer2.0.downsample.1")
+        full = model.variables["batch_stats"]["layer2.0"]["downsample"]["1"]["mean"][5]
+        np.testing.assert_allclose(full - norm.running_mean[5].numpy(), made.offsets[layer][5], rtol=1e-4)
+        found = found + made.offsets[layer][5]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    masks_alone = jc.Circuit(made.masks, circuit(model, layer, 5).manifest)
+    state = {key: torch.from_numpy(value.copy()) for key, value in torch_weights(model, masks_alone).items()}
+    network.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert np.abs(caught[1][:, 5].numpy() - expected).max() > 0.01 * np.abs(expected).max(), "offsets change something"
+
+
+class Branches(nn.Module):
+    """Convolutions without a bias, the first of which no BatchNorm follows, the second of which another branch uses."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (1, 1), use_bias=False, name="bare")(x))
+        y = nn.Conv(4, (1, 1), use_bias=False, name="shared")(x)
+        z = nn.Conv(6, (1, 1), use_bias=False, name="normed")(y + nn.BatchNorm(True, name="bn")(y))
+        return nn.Conv(6, (1, 1), name="last")(nn.BatchNorm(True, name="bn2")(z))
+
+
+def test_means_without_a_place():
+    model = jc.Model(Branches(), twins.random_variables(Branches(), (1, 4, 4, 3)), input_size=4)
+    rng = np.random.default_rng(0)
+    for layers, place in ((("bare", "last"), None), (("shared",), None), (("normed", "last"), "bn2")):
+        made = circuit(model, layers[-1], 5, layers=layers)
+        offsets = {n: rng.standard_normal(model.layers[n].outputs).astype(np.float32) for n in layers}
+        made = jc.Circuit(made.masks, {**made.manifest, "ablation": "mean"}, offsets=offsets)
+        if place is None:
+            with pytest.raises(jc.InputError, match=f"cannot be exported: layer {layers[0]!r} has neither a bias nor"):
+                torch_weights(model, made)
+            continue
+        state = torch_weights(model, made)
+        old = model.state_dict()
+        np.testing.assert_allclose(state["bn2.running_mean"], old["bn2.running_mean"] - offsets["normed"], rtol=1e-6)
+        np.testing.assert_allclose(state["last.bias"], old["last.bias"] + offsets["last"], rtol=1e-6)
+    with pytest.raises(jc.InputError, match="the offsets of 'last' have shape"):
+        torch_weights(model, jc.Circuit(made.masks, made.manifest, offsets={"last": np.zeros(5, np.float32)}))

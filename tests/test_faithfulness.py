@@ -124,6 +124,45 @@ def test_chunks_and_progress(small, scores, monkeypatch):
     assert sum(steps) == 5 * 5
 
 
+@pytest.mark.parametrize("position", [None, "argmax"])
+def test_every_measure_is_that_of_the_maps_in_pytorch(small, scores, position):
+    features = jc.Features("features.3", [4, 0], position=position)
+    masks = [jc.top_kernels(scores, keep=keep) for keep in (0.9, 0.6)]
+    found = jc.evaluate(small.model, small.images, features, masks, batch=2)
+    empty = {name: np.zeros(mask.shape, bool) for name, mask in masks[0].items()}
+    full = maps(small, {}, features)
+    for f in range(2):
+        y, nothing, *xs = (
+            looked_at(maps(small, {n: np.asarray(m[f]).T for n, m in mask.items()}, features)[f], full[f], position)
+            for mask in ({}, empty, *masks)
+        )
+        for k, x in enumerate(xs):
+            error = np.mean((x - y) ** 2)
+            expected = np.corrcoef(x, y)[0, 1], error / np.var(y), 1 - error / np.mean((nothing - y) ** 2)
+            measures = found.correlation(), found.relative_squared_error(), found.faithfulness()
+            np.testing.assert_allclose([m[f, k] for m in measures], expected, atol=1e-5)
+            tops = [set(np.argsort(-a.reshape(5, -1).max(1))[:2]) for a in (x, y)]
+            assert found.top_image_overlap(2)[f, k] == len(tops[0] & tops[1]) / 2
+    assert found.labels == features.labels and not found.constant.any()
+    np.testing.assert_allclose(found.cpr([0.9, 0.6]), 1 - found.cmd([0.9, 0.6]), rtol=1e-12)
+    np.testing.assert_allclose(found.correlation(), correlations(small.model, small.images, features, masks), atol=1e-6)
+
+
+def test_what_cannot_be_evaluated(small, scores):
+    features, masks = jc.Features("features.3", [4, 0]), jc.top_kernels(scores, keep=0.5)
+    some = {name: mask for name, mask in masks.items() if name != "features.0"}
+    for wrong, message in (([], "no masks"), ([masks, some], r"\['features.0'\] stand in some of them only")):
+        with pytest.raises(jc.InputError, match=message):
+            jc.evaluate(small.model, small.images, features, wrong)
+    masks = {name: np.ones(mask.shape, bool) for name, mask in masks.items()}
+    masks["features.3"][1] = False
+    with pytest.warns(UserWarning, match="^features.3:0 is constant in the circuit, so that r is not defined$"):
+        found = jc.evaluate(small.model, small.images, features, masks)
+    np.testing.assert_array_equal(found.constant, [[False], [True]])
+    np.testing.assert_array_equal(np.isnan(found.correlation()), found.constant)
+    np.testing.assert_allclose(found.faithfulness()[0], 1, atol=1e-9)
+
+
 def test_masks_that_do_not_fit(small, scores):
     features, masks = jc.Features("features.3", [4, 0]), jc.top_kernels(scores, keep=0.5)
     for name, mask, message in [

@@ -126,6 +126,22 @@ def test_round_trip(small, tmp_path):
         again.save(tmp_path / f"{i}")  # the same question
 
 
+def test_mean_ablation(small, tmp_path):
+    """The same masks with the means of what they remove, over the images that scored, which the file keeps."""
+    asked = jc.Features(LAYER, [1, 4, 0])
+    zero = extracted(small, asked, keep=[0.5, 0.8])
+    for a, b in zip(zero, extracted(small, asked, keep=[0.5, 0.8], ablation="mean", chunk=2), strict=True):
+        masks = {name: mask[None] for name, mask in b.masks.items()}
+        assert a.offsets is None and a.manifest["ablation"] == "zero" and b.manifest["ablation"] == "mean"
+        assert all((a.masks[name] == mask[0]).all() for name, mask in masks.items())
+        for name, offset in jc.mean_offsets(small.model, small.images, masks).items():
+            np.testing.assert_allclose(b.offsets[name], offset[0], atol=1e-6)
+        b.save(tmp_path / b.stem)
+        given = {name: offset[None] for name, offset in jc.Circuit.load(tmp_path / b.stem).offsets.items()}
+        r = jc.correlation(small.model, small.images, b.features, masks, ablation="mean", offsets=given)[0]
+        assert b.manifest["correlation"] == pytest.approx(r, abs=1e-5) != a.manifest["correlation"]
+
+
 def test_is_lazy(small, monkeypatch):
     """Scores of a chunk are gone before those of the next are made; and nothing is scored before it is asked for."""
     calls = []
@@ -166,6 +182,7 @@ def test_progress_adds_up(small, criterion):
         (jc.Features(LAYER, [1]), {"keep": 0.1, "kernels": 3}, "either keep, .* or kernels"),
         (jc.Features(LAYER, [1]), {"criterion": "best"}, "unknown criterion 'best'"),
         (jc.Features(LAYER, [1]), {"criterion": "actgrad", "absolute": "whole_set"}, "no absolute='whole_set'"),
+        (jc.Features(LAYER, [1]), {"ablation": "median"}, "unknown ablation 'median'"),
         (jc.Features(LAYER, [1]), {"precision": "int4"}, "unknown precision 'int4'"),
         (jc.Features(LAYER, [1]), {"layers": ["fc2"]}, "fc2"),
     ],

@@ -156,3 +156,31 @@ def test_overlap_of_masks_that_do_not_fit():
 def test_halves_are_rounded_up_as_they_are_written():
     assert keep_counts(np.array([50, 100, 3]), 0.29, None).tolist() == [15, 29, 1]
     assert keep_counts(np.array([50]), 0.01, None).tolist() == [1]
+
+
+def test_complement_is_what_else_is_relevant():
+    relevant = {"a": np.array([[[1, 1, 0], [1, 0, 1]]], bool)}
+    masks = {"a": np.array([[[1, 0, 0], [0, 0, 1]]], bool)}
+    np.testing.assert_array_equal(jc.complement(masks, relevant)["a"], [[[0, 1, 0], [1, 0, 0]]])
+    for other in ({"b": masks["a"]}, {"a": masks["a"][:, :1]}):
+        with pytest.raises(jc.InputError, match="the masks"):
+            jc.complement(other, relevant)
+
+
+def test_stability():
+    """Nogueira, Sechidis and Brown's Phi, by its definition over the relevant kernels; 1, 0 and nan where they must."""
+    rng = np.random.default_rng(0)
+    relevant = {"a": rng.random((3, 4, 50)) < 0.8, "b": np.ones((3, 5, 60), bool)}
+    same = {name: (rng.random(r.shape) < 0.3) & r for name, r in relevant.items()}
+    same = {name: mask & (np.arange(3) < 2)[:, None, None] for name, mask in same.items()}
+    found = jc.stability([same, same, same], relevant)
+    np.testing.assert_allclose(found, [1, 1, np.nan])
+    drawn = [{name: (rng.random(r.shape) < 0.3) & r for name, r in relevant.items()} for _ in range(5)]
+    phi = jc.stability(drawn, relevant)
+    for f in range(3):
+        kept = np.array([np.concatenate([m[n][f][relevant[n][f]] for n in relevant]) for m in drawn], float)
+        q = kept.mean()
+        np.testing.assert_allclose(phi[f], 1 - kept.var(0, ddof=1).mean() / (q * (1 - q)), rtol=1e-12)
+    assert np.abs(phi).max() < 0.1
+    with pytest.raises(jc.InputError, match="two masks or more; got 1"):
+        jc.stability([same], relevant)

@@ -108,8 +108,13 @@ def one_image(network, image, target, direction):
     return seen, torch.einsum("ohw,o->hw", output, torch.from_numpy(direction))
 
 
-def snip(network, images, target, direction, layers, *, absolute="per_image", objective="abs", places=None):
-    """SNIP of one feature: {layer: (O, I)}, by autograd with respect to the weights; places are those of the images."""
+def snip(
+    network, images, target, direction, layers, *, absolute="per_image", objective="abs", places=None, weights_too=False
+):
+    """SNIP of one feature: {layer: (O, I)}, by autograd with respect to the weights; places are those of the images.
+
+    With `weights_too`, of every weight: {layer: (O, I, K)}.
+    """
     weights = [network.get_submodule(name).weight for name in layers]
     gradients = []
     for n, image in enumerate(images):
@@ -120,15 +125,12 @@ def snip(network, images, target, direction, layers, *, absolute="per_image", ob
     for k, (name, w) in enumerate(zip(layers, weights, strict=True)):
         per_image = torch.stack([w * g[k] for g in gradients])
         per_image = per_image.reshape(len(images), *w.shape[:2], -1)
-        scores[name] = (
-            {
-                "per_image": per_image.abs().mean(-1).mean(0),
-                "whole_set": per_image.mean(0).abs().mean(-1),
-                "none": per_image.mean(-1).mean(0),
-            }[absolute]
-            .detach()
-            .numpy()
-        )
+        each = {
+            "per_image": per_image.abs().mean(0),
+            "whole_set": per_image.mean(0).abs(),
+            "none": per_image.mean(0),
+        }[absolute]
+        scores[name] = (each if weights_too else each.mean(-1)).detach().numpy()
     return scores
 
 
@@ -159,6 +161,20 @@ def actgrad(network, images, target, direction, layers, *, absolute="per_image",
     return {name: score.numpy() for name, score in scores.items()}
 
 
+def actgrad_of_filters(network, images, target, direction, layers, *, absolute="per_image"):
+    """ActGrad of one feature, with each layer's whole output, bias included: {layer: (O,)}."""
+    part = torch.abs if absolute == "per_image" else lambda a: a
+    scores = {name: 0 for name in layers}
+    for image in images:
+        seen, maps = one_image(network, image, target, direction)
+        outputs = [seen[name][1] for name in layers]
+        gradients = torch.autograd.grad(maps.abs().sum(), outputs)
+        for name, y, g in zip(layers, outputs, gradients, strict=True):
+            y, g = y[0].detach(), g[0]
+            scores[name] += part(y * g).reshape(len(y), -1).mean(1).numpy() / len(images)
+    return scores
+
+
 def top_kernels(values, relevant, layers, count):
     """Masks of one feature by a stable sort: values and relevant {layer: (I, O)}, ties in the order layer, o, i."""
     scores = np.concatenate([np.asarray(values[name]).T.ravel() for name in layers]).astype(np.float64) + 0.0
@@ -173,17 +189,40 @@ def top_kernels(values, relevant, layers, count):
     return masks
 
 
-def with_kernels(network, masks):
-    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I)."""
+def mean_offsets(network, images, masks):
+    """What mean ablation adds to each layer's outputs, {layer: (O,)}, kernel by kernel, for masks {layer: (O, I)}."""
+    sums = {name: np.zeros(len(mask)) for name, mask in masks.items()}
+    with torch.no_grad():
+        for image in images:
+            seen, _ = one_image(network, image, next(iter(masks)), np.zeros(len(masks[next(iter(masks))]), np.float32))
+            for name, mask in masks.items():
+                for o, i in np.argwhere(~np.asarray(mask)):
+                    added = contribution(network.get_submodule(name), seen[name][0], o, i)
+                    sums[name][o] += float(added.mean()) / len(images)
+    return sums
+
+
+def with_kernels(network, masks, offsets=None):
+    """A function of images (N, H, W, C) that gives every layer's output (N, O, H, W) with masked kernels (O, I) or
+    weights (of their own shape), and offsets (O,) added to outputs."""
+
+    def added(name, y):
+        if name not in (offsets or {}):
+            return y
+        return y + torch.tensor(offsets[name], dtype=y.dtype).reshape(-1, *[1] * (y.ndim - 2))
 
     def run(images):
         weights = {}
         for name, mask in masks.items():
             w = network.get_submodule(name).weight
-            weights[f"{name}.weight"] = w * torch.tensor(mask).reshape(*mask.shape, *[1] * (w.ndim - 2))
+            weights[f"{name}.weight"] = w * torch.tensor(mask).reshape(*mask.shape, *[1] * (w.ndim - mask.ndim))
         seen, handles = {}, []
         for name, module in network.named_modules():
-            hook = lambda _, x, y, name=name: seen.update({name: y})  # noqa: E731
+
+            def hook(_, x, y, name=name):
+                seen[name] = added(name, y)
+                return seen[name]
+
             handles.append(module.register_forward_hook(hook))
         with torch.no_grad():
             torch.func.functional_call(network, weights, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))

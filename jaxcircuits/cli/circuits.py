@@ -10,24 +10,24 @@ from typing import Any
 import click
 import numpy as np
 
-from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, stem
+from jaxcircuits.ablation import ABLATIONS
+from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import ABSOLUTE, CRITERIA, IN_ROUNDS
+from jaxcircuits.criteria import CRITERIA, IN_ROUNDS
 from jaxcircuits.criteria.force import STEPS
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
-from jaxcircuits.faithfulness import correlation
-from jaxcircuits.features import OBJECTIVES, parse
+from jaxcircuits.faithfulness import evaluate as judge
+from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
 from jaxcircuits.plots import curves
-from jaxcircuits.scores import PRECISIONS
 
 KEEPS = "0.5,0.2,0.1,0.05,0.01"
 LONG = 40  # lines of a table, beyond which it has one line for each feature
@@ -38,27 +38,27 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
+@options(common.ABSOLUTE, common.OBJECTIVE)
 @click.option(
-    "--absolute", type=click.Choice(ABSOLUTE), default="per_image", show_default=True,
-    help="Where absolute values are taken: of each image's gradient, of their sum, or nowhere.",
-)  # fmt: skip
-@click.option(
-    "--objective", type=click.Choice(OBJECTIVES), default="abs", show_default=True,
-    help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
+    "--ablation", type=click.Choice(ABLATIONS), default="zero", show_default=True,
+    help="What stands in for a removed kernel: nothing, or its mean over images and positions.",
 )  # fmt: skip
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
-@click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {STEPS}]")
+@click.option(
+    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
+    help="What is scored, kept and counted: kernels, or whole filters.",
+)  # fmt: skip
+@options(common.STEPS)
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
-@click.option("--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]")
-@click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
+@options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
 @options(OUT, OVERWRITE, SEED, JSON, QUIET)
 def extract(
     model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
-    objective, keep, kernels, steps, scores, precision, chunk, batch, plot: Path | None, out: Path, force, seed,
-    as_json, quiet,
+    objective, ablation, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None,
+    out: Path, force,
+    seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -66,9 +66,9 @@ def extract(
     @middle or @argmax. `jaxcircuits info MODEL` lists the layers.
     """
     screen = Screen(quiet, as_json)
-    amounts = {} if kernels is None else {"kernels": _numbers("kernels", kernels, int)}
+    amounts = {} if kernels is None else {"kernels": numbers("kernels", kernels, int)}
     if keep is not None or kernels is None:
-        amounts["keep"] = _numbers("keep", KEEPS if keep is None else keep, float)
+        amounts["keep"] = numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
     if steps and criterion not in IN_ROUNDS:
         raise InputError(f"--steps are the rounds of {', '.join(IN_ROUNDS)}; {criterion} has none")
@@ -81,7 +81,7 @@ def extract(
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
     asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked |= {"steps": steps, **amounts}
+    asked |= {"ablation": ablation, "granularity": granularity, "steps": steps, **amounts}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
     manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
@@ -92,7 +92,7 @@ def extract(
     if plot:
         check_writable(plot)
 
-    screen.say(f"{model} with weights {_told(weights, 'lpips')}, {len(pictures)} images: {_told(images, 'photos')}\n")
+    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
     rows, each = [], len(pictures) * (1 + len(levels))
     if criterion in IN_ROUNDS:
         each += len(pictures) * len(levels) * steps
@@ -107,7 +107,7 @@ def extract(
     labels = [_label(row) for row in rows]
     r = np.array([row["correlation"] for row in rows], float).reshape(-1, len(levels))
     if plot:
-        what = "kernels kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
+        what = f"{granularity}s kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
         title = f"{model}, {criterion}, {len(pictures)} images"
         curves(plot, labels[:: len(levels)], levels, r, title=title, xlabel=what)
     _print_circuits(screen, rows, labels, r, next(iter(amounts)), levels)
@@ -120,7 +120,8 @@ def extract(
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT, JSON, QUIET)
 def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json, quiet) -> None:
-    """Judge CIRCUIT files: r of each with its feature in the full network.
+    """Judge CIRCUIT files: r of each with its feature in the full network, and its faithfulness, 1 less its squared
+    error over that of no circuit at all. --json has more measures, and the 95 % interval of r over images.
 
     Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
     photos:b for a circuit made on photos:a) the judgement is fair.
@@ -133,14 +134,12 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
         for path, circuit in opened:
             network = _network(circuit, weights, model_of)
             pictures = _pictures(circuit, images, resize, network, strict, images_of)
-            masks = {name: mask[None] for name, mask in circuit.masks.items()}
-            r = float(correlation(network, pictures, circuit.features, masks)[0])
-            judged = {"images": pictures.source, "number": len(pictures), "correlation": finite(r)}
+            judged = {"images": pictures.source, "number": len(pictures), **_judged(network, pictures, circuit)}
             recorded = {"feature": _label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
             rows.append({"circuit": path, **judged, **recorded})
             progress(1)
-    columns = ("circuit", "images", "number", "correlation", "recorded")
-    screen.table((*columns[:3], "r", "r when made"), [[row[c] for c in columns] for row in rows])
+    columns = ("circuit", "images", "number", "correlation", "recorded", "faithfulness")
+    screen.table((*columns[:3], "r", "r when made", columns[5]), [[row[c] for c in columns] for row in rows])
     screen.json({"circuits": rows})
 
 
@@ -150,7 +149,8 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
 def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet) -> None:
     """Write CIRCUIT files for PyTorch: STEM.masks.pt, STEM.masks.safetensors and STEM.weights.pth.
 
-    The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in.
+    The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in,
+    and with mean ablation's offsets in the biases or BatchNorms' running means.
     """
     screen = Screen(quiet, as_json)
     stems = [out / Path(path).name.removesuffix(".safetensors") for path in circuits]
@@ -166,8 +166,26 @@ def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet)
     for path in written:
         screen.say(path)
     masks, _, state = written[: len(ENDINGS)]
+    if any(circuit.offsets for circuit in opened):
+        screen.say("\nThe weights hold the means of removed kernels; masks alone set them to zero.")
     screen.say("\nIn PyTorch, with the network in `model`:\n\n" + USAGE.format(masks=masks, weights=state))
     screen.json({"files": written})
+
+
+def _judged(model: Model, images: Images, circuit: Circuit) -> dict[str, Any]:
+    """The measures of one circuit, by the ablation that it was made with."""
+    given: list[Any] = [circuit.masks] if circuit.offsets is None else [circuit.masks, circuit.offsets]
+    masks, *offsets = [{name: a[None] for name, a in arrays.items()} for arrays in given]
+    ablation = "mean" if offsets else "zero"
+    e = judge(model, images, circuit.features, masks, ablation=ablation, offsets=offsets or None)
+    found = {
+        "correlation": e.correlation(),
+        "faithfulness": e.faithfulness(),
+        "relative_squared_error": e.relative_squared_error(),
+        "top_image_overlap": e.top_image_overlap(min(10, len(images))),
+    }
+    numbers = {name: finite(value[0, 0]) for name, value in found.items()}
+    return numbers | {"interval": [finite(end) for end in e.interval()[0, 0]], "ablation": ablation}
 
 
 def _network(circuit: Circuit, weights: str | None, load) -> Model:
@@ -226,7 +244,7 @@ def _print_circuits(
 def _plot_stem(manifests: Sequence[dict[str, Any]], levels: int) -> str:
     """`features.10_9.snip` for one feature, `features.10_9_and_3_more.snip` for four."""
     more = len(manifests) // levels - 1
-    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{manifests[0]['criterion']}"
+    return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{method_stem(manifests[0])}"
 
 
 def _label(manifest: Mapping[str, Any]) -> str:
@@ -235,15 +253,3 @@ def _label(manifest: Mapping[str, Any]) -> str:
     position = feature["position"]
     at = ",".join(map(str, position)) if isinstance(position, list) else position
     return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{at}" if at else "")
-
-
-def _numbers(name: str, text: str, kind: type) -> list:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"--{name} is {text!r}; expected {what}, comma-separated") from None
-
-
-def _told(given: str | None, default: str) -> str:
-    return given or f"{default} (the default)"

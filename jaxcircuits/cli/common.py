@@ -15,7 +15,11 @@ from typing import Any
 import click
 import jax
 
+from jaxcircuits import criteria
+from jaxcircuits.criteria import force
 from jaxcircuits.errors import InputError
+from jaxcircuits.features import OBJECTIVES
+from jaxcircuits.scores import PRECISIONS
 from weights_conversion import ConversionError
 
 
@@ -77,7 +81,7 @@ def _settled() -> Iterator[None]:
         yield
 
 
-def _not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
+def not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
     if value is not None and not str(value):
         raise click.BadParameter("it is empty")
     return value
@@ -96,10 +100,10 @@ def options(*given: Callable) -> Callable:
 
 WEIGHTS_HELP = "lpips (no download), torchvision[:NAME], random[:SEED], or a path."
 IMAGES_HELP = "A folder, a picture, photos, photos:a, photos:b, tfds:NAME[:SPLIT], or uint8 .npy or .npz."
-WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  [default: lpips]")
-IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: photos]")
-OTHER_WEIGHTS = click.option("--weights", callback=_not_empty, help=f"{WEIGHTS_HELP}  [default: the circuit's]")
-OTHER_IMAGES = click.option("--images", callback=_not_empty, help=f"{IMAGES_HELP}  [default: the circuit's]")
+WEIGHTS = click.option("--weights", callback=not_empty, help=f"{WEIGHTS_HELP}  [default: lpips]")
+IMAGES = click.option("--images", callback=not_empty, help=f"{IMAGES_HELP}  [default: photos]")
+OTHER_WEIGHTS = click.option("--weights", callback=not_empty, help=f"{WEIGHTS_HELP}  [default: the circuit's]")
+OTHER_IMAGES = click.option("--images", callback=not_empty, help=f"{IMAGES_HELP}  [default: the circuit's]")
 TRANSFORM = click.option(
     "--transform-input/--plain-input",
     default=None,
@@ -118,3 +122,37 @@ OVERWRITE = click.option("--force", is_flag=True, help="Overwrite files that hol
 SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights and random scores.")
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+ABSOLUTE = click.option(
+    "--absolute",
+    type=click.Choice(criteria.ABSOLUTE),
+    default="per_image",
+    show_default=True,
+    help="Where absolute values are taken: of each image's gradient, of their sum, or nowhere.",
+)
+OBJECTIVE = click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="abs",
+    show_default=True,
+    help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
+)
+STEPS = click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {force.STEPS}]")
+PRECISION = click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
+CHUNK = click.option(
+    "--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]"
+)
+BATCH = click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
+
+
+def numbers(name: str, text: str, kind: type) -> list:
+    """What stands behind --NAME, comma-separated."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"--{name} is {text!r}; expected {what}, comma-separated") from None
+
+
+def told(given: str | None, default: str) -> str:
+    """What was given, or what is taken instead."""
+    return given or f"{default} (the default)"

@@ -1,7 +1,7 @@
 """Saliency criteria: each turns what a layer saw, and how the feature depends on what it said, into kernel scores.
 
-A criterion over images is a few pure functions. Their statistics add up over images, so that scores do not depend on
-how images are batched.
+A criterion over images is a few pure functions, for each granularity that is not made of a finer one. Their statistics
+add up over images, so that scores do not depend on how images are batched.
 
 Shapes: N images, F features, P positions, K weights of a kernel, I O input and output channels.
 """
@@ -10,6 +10,7 @@ from jaxcircuits.criteria import actgrad, force, snip
 from jaxcircuits.criteria.baselines import magnitude, random
 from jaxcircuits.criteria.common import Criterion
 from jaxcircuits.errors import InputError
+from jaxcircuits.granularity import check_granularity
 
 ABSOLUTE = ("per_image", "whole_set", "none")
 OVER_IMAGES = {"snip": snip, "actgrad": actgrad}
@@ -20,13 +21,17 @@ CRITERIA = (*OVER_IMAGES, *IN_ROUNDS, *BASELINES)
 __all__ = ["ABSOLUTE", "BASELINES", "CRITERIA", "IN_ROUNDS", "OVER_IMAGES", "Criterion", "criterion"]
 
 
-def criterion(name: str, absolute: str = "per_image") -> Criterion:
+def criterion(name: str, absolute: str = "per_image", granularity: str = "kernel") -> Criterion:
     """The criterion of that name, or an InputError that lists what there is."""
     if absolute not in ABSOLUTE:
         raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
     if name not in OVER_IMAGES and name not in IN_ROUNDS:
         raise InputError(f"unknown criterion {name!r}; expected one of {', '.join(CRITERIA)}")
     room = OVER_IMAGES.get(name, snip)  # each of FORCE's rounds is SNIP
-    if absolute not in room.CRITERIA:
-        raise InputError(f"{name} has no absolute={absolute!r}; expected one of {', '.join(room.CRITERIA)}")
-    return room.CRITERIA[absolute]
+    check_granularity(granularity)
+    if granularity not in room.CRITERIA:
+        raise InputError(f"{name} has no granularity={granularity!r}; expected one of {', '.join(room.CRITERIA)}")
+    found = room.CRITERIA[granularity]
+    if absolute not in found:
+        raise InputError(f"{name} has no absolute={absolute!r}; expected one of {', '.join(found)}")
+    return found[absolute]

@@ -6,6 +6,13 @@ and g[n,p,o] the gradient of image n's objective with respect to that output:
     per_image:  S[i,o] = 1/N sum_n 1/P sum_p |A[n,p,i,o] g[n,p,o]|
     none:       S[i,o] = 1/N sum_n 1/P sum_p  A[n,p,i,o] g[n,p,o]
 
+For filters it is a quantity of its own, with the layer's output y[n,p,o], bias included, in place of A:
+
+    per_image:  S[o] = 1/N sum_n 1/P sum_p |y[n,p,o] g[n,p,o]|
+    none:       S[o] = 1/N sum_n 1/P sum_p  y[n,p,o] g[n,p,o]
+
+A weight has no activation map.
+
 |A g| = |A| |g|, and A is the same for all features: one matrix product for A, another for the sum. Without absolute
 values P times ActGrad is K times SNIP.
 
@@ -94,7 +101,36 @@ def _on_support_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return layer.outputs, layer.inputs, features
 
 
-def _criterion(part) -> Criterion:
+def _filters(part, total: Array, layer: Layer, y: Array, g: Array, *rest: Array) -> Array:
+    """(F, O) from the layer's output y."""
+    y = y.reshape(*g.shape[1:3], layer.outputs)
+    return total + jnp.einsum("fnpo,npo->fo", part(g), part(y)) / g.shape[2]
+
+
+def _filters_target(part, total: Array, layer: Layer, y: Array, c: Array, d: Array, w: Array) -> Array:
+    """(F, O) for a gradient of 1 at each output channel."""
+    return total + jnp.einsum("fnp,npo->fo", part(c), part(y.reshape(*c.shape[1:], -1))) / c.shape[2]
+
+
+def _finish_filters(total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return total / images
+
+
+def _finish_filters_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
+    return total * part(d) / images
+
+
+def _filters_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return features, layer.outputs
+
+
+def _of_filters(part) -> Criterion:
+    before = Statistic(_filters_shape, partial(_filters, part), _finish_filters)
+    target = Statistic(_filters_shape, partial(_filters_target, part), partial(_finish_filters_target, part))
+    return Criterion(before, before, target, of_outputs=True)
+
+
+def _of_kernels(part) -> Criterion:
     return Criterion(
         dense=Statistic(_dense_shape, partial(_dense, part), _finish_dense),
         on_support=Statistic(_on_support_shape, partial(_on_support, part), _finish_on_support),
@@ -102,4 +138,7 @@ def _criterion(part) -> Criterion:
     )
 
 
-CRITERIA = {"per_image": _criterion(jnp.abs), "none": _criterion(same)}
+CRITERIA = {
+    "kernel": {"per_image": _of_kernels(jnp.abs), "none": _of_kernels(same)},
+    "filter": {"per_image": _of_filters(jnp.abs), "none": _of_filters(same)},
+}

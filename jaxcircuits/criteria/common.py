@@ -14,7 +14,7 @@ class Statistic(NamedTuple):
     Attributes:
         shape: (layer, F) -> the shape of a sum.
         add: (sum, layer, ...) -> the sum with some more images; the rest stands in `Criterion`.
-        finish: (sum, layer, ..., N) -> scores (F, I, O).
+        finish: (sum, layer, ..., N) -> scores: of weights (F, K, I, O), kernels (F, I, O) or filters (F, O).
     """
 
     shape: Callable[[Layer, int], tuple[int, ...]]
@@ -30,11 +30,13 @@ class Criterion(NamedTuple):
         on_support: the same from the places where g is not zero. Added are x, g, on (N, P, O) bool and w.
         target: of the feature's own layer, whose output gradient is the outer product of c (F, N, P) and d (F, O).
             Added are x, c, d and w; d and w finish.
+        of_outputs: x is not the layer's input but its output (N, H', W', O), with the bias.
     """
 
     dense: Statistic
     on_support: Statistic
     target: Statistic
+    of_outputs: bool = False
 
 
 def same(a: Array) -> Array:

@@ -6,6 +6,9 @@ With D[n] = dL_n/dw, the gradient of image n's objective with respect to a kerne
     whole_set:  S[i,o] = 1/hw sum_k |w[k,i,o] 1/N sum_n D[n,k,i,o]|     (the reference program with all in one batch)
     none:       S[i,o] = 1/N sum_n 1/hw sum_k  w[k,i,o] D[n,k,i,o]
 
+Scores of weights are the terms of these sums over k, before their mean; those of filters the mean of their relevant
+kernels' scores.
+
 References:
     Lee, Ajanthan, Torr, "SNIP: Single-shot network pruning based on connection sensitivity" (arXiv 1810.02340);
     for features: Hamblin, Konkle, Alvarez, "Pruning for Feature-Preserving Circuits in CNNs" (arXiv 2206.01627).
@@ -14,6 +17,7 @@ References:
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -24,7 +28,12 @@ from jaxcircuits.layers import Layer
 from jaxcircuits.ops import patches, split_patches
 
 
-def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+def _mean(products: Array) -> Array:
+    """A kernel's score of its weights' (O, k, I): (O, I)."""
+    return products.mean(1)
+
+
+def _dense(part, reduced, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature and image after another: (F, O, I).
 
     Each is reduced while it is in the cache.
@@ -34,9 +43,9 @@ def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Ar
     def one(g: Array) -> Array:
         def image(total: Array, seen: tuple[Array, Array]) -> tuple[Array, None]:
             gradient = jnp.einsum("pgo,pkgi->goki", *seen).reshape(w.shape)
-            return total + part(gradient * w).mean(1), None
+            return total + reduced(part(gradient * w)), None
 
-        return lax.scan(image, jnp.zeros((layer.outputs, layer.inputs)), (g, seen))[0]
+        return lax.scan(image, jnp.zeros(total.shape[1:]), (g, seen))[0]
 
     return total + lax.map(one, _split_gradients(layer, g))
 
@@ -54,18 +63,18 @@ def _split_gradients(layer: Layer, g: Array) -> Array:
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return total.swapaxes(1, 2) / images
+    return jnp.moveaxis(total, 1, -1) / images
 
 
-def _finish_dense_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return lax.map(lambda gradient: jnp.abs(gradient * w).mean(1).T, total) / images
+def _finish_dense_whole_set(reduced, total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return lax.map(lambda gradient: jnp.moveaxis(reduced(jnp.abs(gradient * w)), 0, -1), total) / images
 
 
-def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
+def _on_support(part, over, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
     """The same for one output channel after another, from the places where it has a gradient at all: (O, I, F)."""
 
     def finish(product: Array, o: Array) -> Array:
-        return _mean_over_weights(part, product, w[o])
+        return over(part, product, w[o])
 
     return sparse.add_by_output(total, on, g, _gathered(layer, x), finish=finish, together=False)
 
@@ -86,13 +95,18 @@ def _mean_over_weights(part, gradient: Array, w: Array) -> Array:
     return sparse.sum_products(gradient.reshape(*w.shape, -1), w[..., None], part) / len(w)
 
 
+def _each_weight(part, gradient: Array, w: Array) -> Array:
+    """part(gradient (k I, F) * w (k, I)): (k, I, F)."""
+    return part(gradient.reshape(*w.shape, -1) * w[..., None])
+
+
 def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return total.transpose(2, 1, 0) / images
+    return jnp.moveaxis(total, (-1, 0), (0, -1)) / images
 
 
-def _finish_on_support_whole_set(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    scores = lax.map(lambda channel: _mean_over_weights(jnp.abs, *channel), (total, w))
-    return scores.transpose(2, 1, 0) / images
+def _finish_on_support_whole_set(over, total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    scores = lax.map(lambda channel: over(jnp.abs, *channel), (total, w))
+    return jnp.moveaxis(scores, (-1, 0), (0, -1)) / images
 
 
 def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
@@ -100,23 +114,29 @@ def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: A
     return total + part(jnp.einsum("npki,fnp->nfki", patches(layer, x), c)).sum(0)
 
 
-def _finish_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
+def _finish_target(part, scores_of, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
     total = part(total).reshape(*total.shape[:2], layer.groups, layer.inputs)
     split = part(w).reshape(layer.groups, -1, *w.shape[1:])
-    scores = jnp.einsum("fkgi,goki->figo", total, split).reshape(len(d), layer.inputs, layer.outputs)
-    return scores * part(d)[:, None] / (w.shape[1] * images)
+    scores = jnp.einsum(scores_of, total, split)  # the outputs of a group come last, after it
+    scores = scores.reshape(*scores.shape[:-2], layer.outputs)
+    mean = 1 if scores.ndim == 4 else w.shape[1]
+    return scores * jnp.expand_dims(part(d), tuple(range(1, scores.ndim - 1))) / (mean * images)
 
 
 def _dense_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return features, layer.outputs, layer.inputs
 
 
-def _dense_whole_set_shape(layer: Layer, features: int) -> tuple[int, ...]:
+def _dense_weights_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return features, layer.outputs, math.prod(layer.window), layer.inputs
 
 
 def _on_support_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return layer.outputs, layer.inputs, features
+
+
+def _on_support_weights_shape(layer: Layer, features: int) -> tuple[int, ...]:
+    return layer.outputs, math.prod(layer.window), layer.inputs, features
 
 
 def _on_support_whole_set_shape(layer: Layer, features: int) -> tuple[int, ...]:
@@ -127,20 +147,30 @@ def _target_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return features, math.prod(layer.window), layer.inputs * layer.groups
 
 
-def _summed(part) -> Criterion:
-    return Criterion(
-        dense=Statistic(_dense_shape, partial(_dense, part), _finish_dense),
-        on_support=Statistic(_on_support_shape, partial(_on_support, part), _finish_on_support),
-        target=Statistic(_target_shape, partial(_target, part), partial(_finish_target, part)),
+KERNELS: Any = (_mean, _mean_over_weights, "fkgi,goki->figo", _dense_shape, _on_support_shape)
+WEIGHTS: Any = (same, _each_weight, "fkgi,goki->fkigo", _dense_weights_shape, _on_support_weights_shape)
+
+
+def _criteria(reduced, over, scores_of, dense_shape, on_support_shape) -> dict[str, Criterion]:
+    """SNIP of kernels or of weights, for each place of the absolute value."""
+
+    def summed(part) -> Criterion:
+        return Criterion(
+            dense=Statistic(dense_shape, partial(_dense, part, reduced), _finish_dense),
+            on_support=Statistic(on_support_shape, partial(_on_support, part, over), _finish_on_support),
+            target=Statistic(_target_shape, partial(_target, part), partial(_finish_target, part, scores_of)),
+        )
+
+    finish_dense = partial(_finish_dense_whole_set, reduced)
+    finish_on_support = partial(_finish_on_support_whole_set, over)
+    finish_target = partial(_finish_target, jnp.abs, scores_of)
+    whole_set = Criterion(
+        dense=Statistic(_dense_weights_shape, _dense_whole_set, finish_dense),
+        on_support=Statistic(_on_support_whole_set_shape, _on_support_whole_set, finish_on_support),
+        target=Statistic(_target_shape, partial(_target, same), finish_target),
     )
+    return {"per_image": summed(jnp.abs), "whole_set": whole_set, "none": summed(same)}
 
 
-CRITERIA = {
-    "per_image": _summed(jnp.abs),
-    "whole_set": Criterion(
-        dense=Statistic(_dense_whole_set_shape, _dense_whole_set, _finish_dense_whole_set),
-        on_support=Statistic(_on_support_whole_set_shape, _on_support_whole_set, _finish_on_support_whole_set),
-        target=Statistic(_target_shape, partial(_target, same), partial(_finish_target, jnp.abs)),
-    ),
-    "none": _summed(same),
-}
+CRITERIA = {"kernel": _criteria(*KERNELS), "weight": _criteria(*WEIGHTS)}
+CRITERIA["filter"] = CRITERIA["kernel"]

@@ -1,0 +1,225 @@
+"""The paper's experiment: how faithful circuits are, criterion by criterion, over how much is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcircuits.chunks import in_chunks, sizes
+from jaxcircuits.comparison import Comparison, LayerComparison, average
+from jaxcircuits.costs import Cost, measured
+from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, force
+from jaxcircuits.data import batches, count, image_shape
+from jaxcircuits.errors import InputError
+from jaxcircuits.faithfulness import KEEPS, evaluate
+from jaxcircuits.features import Features, joined
+from jaxcircuits.gradients import scored_layers
+from jaxcircuits.layers import Masks
+from jaxcircuits.manifest import identity, image_source, model_source, versions
+from jaxcircuits.masks import keep_counts, top_kernels
+from jaxcircuits.measures import interval, pooled, resamples
+from jaxcircuits.model import Model
+from jaxcircuits.scores import Level, check_options, score_levels
+
+LEVEL, RESAMPLES = 0.95, 1000
+
+
+def compare(
+    model: Model,
+    images,
+    features: Features | Iterable[Features],
+    *,
+    test_images=None,
+    criteria: Sequence[str] = CRITERIA,
+    keeps: Sequence[float] = KEEPS,
+    absolute: str = "per_image",
+    layers: Sequence[str] | None = None,
+    granularity: str = "kernel",
+    steps: int = force.STEPS,
+    seed: int = 0,
+    precision: str = "float32",
+    chunk: int | None = None,
+    batch: int | None = None,
+    level: float = LEVEL,
+    number: int = RESAMPLES,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Comparison:
+    """Score the features by each criterion on one set of images, and judge the circuits on another.
+
+    Intervals are percentiles of the bootstrap over test images; every criterion is judged on the same resamples. A
+    circuit that is constant has no r (nan); in averages over features it counts as 0. A feature that is constant in the
+    full network has none either, and is left out of averages.
+
+    Args:
+        model, images, absolute, layers, granularity, steps, seed, precision, chunk, batch: as for `score`.
+        features: one `Features` or several, each with one or many features.
+        test_images: those that judge; by default `images`, which flatters whatever has learned from them.
+        criteria: those to compare, by default all there are.
+        keeps: fractions of the relevant kernels, by default the paper's 13.
+        level: of the intervals.
+        number: of resamples.
+        progress: called with the number of features times criteria done since the last call.
+
+    Returns:
+        r, its averages over the features of a layer, which criterion wins where, and what each cost.
+
+    Raises:
+        InputError: as `score`, for any of the criteria; at once, before anything is scored, where that can be known.
+            Warns when test images are among the images.
+    """
+    test_images = images if test_images is None else test_images
+    options: Any = {"absolute": absolute, "granularity": granularity, "seed": seed, "precision": precision}
+    options |= {"batch": batch, "chunk": chunk}
+    asked: Any = {"criteria": criteria, "keeps": keeps, "layers": layers, "steps": steps, "level": level}
+    every, manifest = question(model, images, features, test_images=test_images, number=number, **asked, **options)
+    criteria, keeps = manifest["criteria"], manifest["keeps"]
+    network = model.network(image_shape(images))
+    tests = count(test_images)
+    weights = np.concatenate([np.ones((1, tests)), resamples(tests, number, seed)])
+    _warn_of_shared(images, test_images)
+
+    by_weight = absolute == "whole_set" or granularity == "weight"
+    totals: dict[str, _Total] = {}
+    for f in every:
+        names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
+        size, _ = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
+        size = min(size, len(f))
+        for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
+            real = min(size, len(f) - start)  # the last chunk is filled up
+            total = totals.setdefault(f.layer, _Total(criteria, level))
+            rows = []
+            for name in criteria:
+                levels = [Level(keep=keep, steps=steps) if name in IN_ROUNDS else Level() for keep in keeps]
+                with measured() as cost:
+                    scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
+                    jax.block_until_ready(scores)
+                total.costs[name] += cost
+                masks = [top_kernels(found, keep=keep) for found, keep in zip(scores, keeps, strict=True)]
+                masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
+                del scores
+                rows.append(_judged(model, test_images, part[:real], masks, weights))
+                progress(real)
+            total.add(part[:real].labels, *(np.stack(arrays, 1) for arrays in zip(*rows, strict=True)))
+    found = {name: total.result() for name, total in totals.items()}
+    means = np.mean([total.means() for total in totals.values()], 0)
+    overall = average(means, level) if len(found) > 1 else None
+    return Comparison(tuple(criteria), tuple(keeps), found, overall, manifest)
+
+
+def question(
+    model: Model,
+    images,
+    features: Features | Iterable[Features],
+    *,
+    test_images,
+    criteria: Sequence[str],
+    keeps: Sequence[float],
+    absolute: str,
+    layers: Sequence[str] | None = None,
+    granularity: str,
+    steps: int,
+    seed: int,
+    precision: str,
+    chunk: int | None = None,
+    batch: int | None = None,
+    level: float = LEVEL,
+    number: int = RESAMPLES,
+) -> tuple[list[Features], dict[str, Any]]:
+    """The features that `compare` would score and its manifest, for the same arguments and with the same errors."""
+    criteria, keeps = tuple(dict.fromkeys(criteria)), tuple(dict.fromkeys(keeps))
+    for name in criteria:
+        check_options(name, absolute, precision, chunk, batch, steps, granularity)
+    for name, given in (("criteria", criteria), ("keeps", keeps)):
+        if not given:
+            raise InputError(f"{name} are empty; expected at least one")
+    for keep in keeps:
+        keep_counts(np.array([1]), keep, None)
+    interval(np.zeros((1, 1, 1)), level)
+    every = [features] if isinstance(features, Features) else list(features)
+    network = model.network(image_shape(images))
+    every = joined(f.resolve(network.layers) for f in every)
+    chosen = [scored_layers(network, f.layer, None if layers is None else tuple(layers)) for f in every]
+    for f, names in zip(every, chosen, strict=True):
+        model.check_weights((*names, f.layer))
+        for given in (images, test_images):
+            f.resolve(model.network(image_shape(given)).layers).places(count(given))
+    manifest = {
+        **model_source(model),
+        "images": image_source(images),
+        "test_images": image_source(test_images),
+        "features": [{**identity(one), "objective": f.objective} for f in every for one in f],
+        "criteria": list(criteria),
+        "keeps": list(keeps),
+        "absolute": absolute,
+        "granularity": granularity,
+        "layers": None if layers is None else list(layers),
+        "steps": steps,
+        "seed": seed,
+        "precision": precision,
+        "level": level,
+        "resamples": number,
+        "versions": versions(),
+    }
+    return every, manifest
+
+
+def _judged(
+    model: Model, images, features: Features, masks: list[Masks], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """r of K circuits of each feature in each sample (F, K, B), and where it is left out of averages (F, K, B)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so that r is not defined")  # it is nan in the table
+        found = evaluate(model, images, features, masks)
+    constant = pooled(found.moments, weights).constant_y
+    r = found.correlation(weights)
+    return r, np.broadcast_to(constant, r.shape)
+
+
+class _Total:
+    """What has been found of the features of a layer so far: r in each sample, the first of which is all images."""
+
+    def __init__(self, criteria: Sequence[str], level: float):
+        self.level, self.costs = level, {name: Cost() for name in criteria}
+        self.labels: tuple[str, ...] = ()
+        self.r: list[np.ndarray] = []
+        self.ends: list[np.ndarray] = []
+        self.sums: Any = 0
+        self.counts: Any = 0
+
+    def add(self, labels: tuple[str, ...], r: np.ndarray, left_out: np.ndarray) -> None:
+        """r (F, C, K, B) of some more features, and what is left out of averages."""
+        self.labels += labels
+        self.r.append(r[..., 0])
+        ends = [interval(one, self.level) for one in r[..., 1:]]
+        self.ends.append(np.stack(ends))
+        self.sums = self.sums + np.where(np.isnan(r), 0, r).sum(0)
+        self.counts = self.counts + (~left_out).sum(0)
+
+    def means(self) -> np.ndarray:
+        """Over the features, a constant circuit as 0: (C, K, B); nan where no feature is defined."""
+        return np.divide(self.sums, self.counts, out=np.full(self.sums.shape, np.nan), where=self.counts > 0)
+
+    def result(self) -> LayerComparison:
+        r, ends = np.concatenate(self.r), np.concatenate(self.ends)
+        return LayerComparison(self.labels, r, ends, average(self.means(), self.level), self.costs)
+
+
+def _warn_of_shared(images, test_images) -> None:
+    """A mask may have learned the images that it was made on."""
+
+    def seen(source) -> list[bytes]:
+        blocks = (block[:real] for block, real in batches(source, 16))
+        return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for block in blocks for image in block]
+
+    tests = seen(test_images)
+    scored = set(seen(images))
+    if shared := sum(image in scored for image in tests):
+        warnings.warn(
+            f"{shared} of the {len(tests)} images that judge have scored, too: r flatters what has learned from them",
+            stacklevel=3,
+        )
