@@ -13,7 +13,7 @@ import numpy as np
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.comparison import Comparison, LayerComparison, average
 from jaxcircuits.costs import Cost, measured
-from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, force
+from jaxcircuits.criteria import CRITERIA, STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import KEEPS, evaluate
@@ -40,7 +40,7 @@ def compare(
     absolute: str = "per_image",
     layers: Sequence[str] | None = None,
     granularity: str = "kernel",
-    steps: int = force.STEPS,
+    steps: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
@@ -94,7 +94,7 @@ def compare(
             total = totals.setdefault(f.layer, _Total(criteria, level))
             rows = []
             for name in criteria:
-                levels = [Level(keep=keep, steps=steps) if name in IN_ROUNDS else Level() for keep in keeps]
+                levels = [Level.of(name, keep, steps=steps) if name in STEPS else Level() for keep in keeps]
                 with measured() as cost:
                     scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
                     jax.block_until_ready(scores)
@@ -122,7 +122,7 @@ def question(
     absolute: str,
     layers: Sequence[str] | None = None,
     granularity: str,
-    steps: int,
+    steps: int | None,
     seed: int,
     precision: str,
     chunk: int | None = None,
@@ -158,7 +158,7 @@ def question(
         "absolute": absolute,
         "granularity": granularity,
         "layers": None if layers is None else list(layers),
-        "steps": steps,
+        "steps": {name: steps or STEPS[name] for name in criteria if name in STEPS},
         "seed": seed,
         "precision": precision,
         "level": level,

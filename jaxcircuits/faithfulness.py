@@ -82,14 +82,14 @@ def curve(
 ) -> np.ndarray:
     """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
 
-    Scores that depend on how much is kept ("force") are made again for each fraction, with these images.
+    Scores that depend on how much is kept ("force", "learned") are made again for each fraction, with these images.
     """
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:
         levels = score_levels(
             model, images, features, [Level(keep=keep, steps=record.steps) for keep in keeps],
             criterion=record.criterion, absolute=record.absolute or "per_image", layers=scores.layers,
-            granularity=record.granularity, precision=record.precision,
+            granularity=record.granularity, precision=record.precision, seed=record.seed or 0,
         )  # fmt: skip
     masks = [top_kernels(found, keep=keep) for found, keep in zip(levels, keeps, strict=True)]
     return correlations(model, images, features, masks, ablation=ablation, batch=batch)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
-from jaxcircuits.criteria import BASELINES, IN_ROUNDS, force
+from jaxcircuits.criteria import BASELINES, STEPS
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
@@ -54,7 +54,7 @@ def plan(
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     granularity: str = "kernel",
-    steps: int = force.STEPS,
+    steps: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
@@ -87,9 +87,9 @@ def plan(
         "ablation": ablation,
         "absolute": None if criterion in BASELINES else absolute,
         "granularity": granularity,
-        "seed": seed if criterion == "random" else None,
+        "seed": seed if criterion in ("random", "learned") else None,
         "precision": precision,
-        **({"steps": steps} if criterion in IN_ROUNDS else {}),
+        **({"steps": steps or STEPS[criterion]} if criterion in STEPS else {}),
         "dtype": "float32",
         "versions": versions(),
     }
@@ -114,7 +114,7 @@ def extract(
     kernels: int | Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     granularity: str = "kernel",
-    steps: int = force.STEPS,
+    steps: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     chunk: int | None = None,
@@ -148,7 +148,7 @@ def extract(
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
     jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
-    levels = [Level(**amount, steps=steps) if criterion in IN_ROUNDS else Level() for amount in amounts]
+    levels = [Level.of(criterion, **amount, steps=steps) if criterion in STEPS else Level() for amount in amounts]
     network = model.network(image_shape(images))
 
     def one_by_one() -> Iterator[Circuit]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.chunks import chunk_at, sizes
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, force
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
@@ -26,6 +26,7 @@ from jaxcircuits.model import Model
 from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import looked_at, rounds
+from jaxcircuits.training import learn
 
 # as `jax.default_matmul_precision` calls them
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -87,7 +88,7 @@ def score(
     granularity: str = "kernel",
     keep: float | None = None,
     kernels: int | None = None,
-    steps: int = force.STEPS,
+    steps: int | None = None,
     schedule: Sequence[int] | None = None,
     seed: int = 0,
     precision: str = "float32",
@@ -101,7 +102,8 @@ def score(
         model: the network and its weights.
         images: what `read_images` returns, or a normalised float array (N, H, W, C).
         features: F of them, of one layer.
-        criterion: "snip", "actgrad", "force", "magnitude" or "random"; the equations stand in `jaxcircuits.criteria`.
+        criterion: "snip", "actgrad", "force", "magnitude", "random" or "learned"; the equations stand in
+            `jaxcircuits.criteria`.
         absolute: where absolute values are taken: "per_image" (the default), "whole_set" (not ActGrad) or "none". The
             three are different quantities; none depends on how images are batched.
         layers: those to score; by default all convolutions before the features and, for a feature of a dense layer, the
@@ -109,10 +111,11 @@ def score(
         granularity: what has a score: "kernel", "filter" (an output channel) or "weight" (not ActGrad). How one is made
             of another stands at `scores_at`; ActGrad's filters are a quantity of their own. Scores of weights take as
             many times the memory of kernels' as a kernel has weights: AlexNet's features.10, 10 MB a feature.
-        keep, kernels: how much the circuit will keep, for "force" alone, whose scores depend on it; one of them.
-        steps: rounds of "force".
+        keep, kernels: how much the circuit will keep, one of them, for "force" and "learned", which depend on it.
+        steps: rounds of "force", 10 by default; of "learned", steps in which a circuit shrinks to 1/e of its size, and
+            that it takes to settle, 60 by default.
         schedule: how many kernels each round of "force" keeps, instead of `steps`, and of `keep` and `kernels`.
-        seed: of criterion "random".
+        seed: of criteria "random" and "learned".
         precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".
         chunk: features scored together; by default as many as fit in memory.
         batch: images in one device call, by default a few.
@@ -145,26 +148,37 @@ class Level(NamedTuple):
 
     @classmethod
     def of(
-        cls, criterion: str, keep: float | None, kernels: int | None, steps: int, schedule: Sequence[int] | None
+        cls,
+        criterion: str,
+        keep: float | None = None,
+        kernels: int | None = None,
+        steps: int | None = None,
+        schedule: Sequence[int] | None = None,
     ) -> Level:
         """The level of a criterion's options, or an InputError if they are not its own."""
-        if criterion not in IN_ROUNDS:
+        if criterion not in STEPS:
             if (keep, kernels, schedule) != (None, None, None):
                 raise InputError(f"{criterion}'s scores do not depend on how much is kept; give that to top_kernels")
             return cls()
         if schedule is None:
             if (keep is None) == (kernels is None):
                 raise InputError(f"{criterion} depends on how much is kept: give either keep or kernels")
-            return cls(keep, kernels, steps)
+            return cls(keep, kernels, steps or STEPS[criterion])
+        if criterion not in IN_ROUNDS:
+            raise InputError(f"{criterion} has no schedule; expected keep or kernels")
         rounds = tuple(schedule)
         if (keep, kernels) != (None, None) or not rounds:
             raise InputError("a schedule says how many kernels each round keeps, the last one those of the circuit")
         return cls(kernels=rounds[-1], steps=len(rounds), schedule=rounds)
 
+    def kept(self, relevant: np.ndarray) -> np.ndarray:
+        """How many kernels are kept of each feature's relevant ones (F,)."""
+        return keep_counts(relevant, self.keep, self.kernels)
+
     def counts(self, relevant: np.ndarray) -> np.ndarray:
         """How many kernels each round keeps of each feature's relevant ones (F,): (T, F)."""
         if self.schedule is None:
-            return force.counts(relevant, keep_counts(relevant, self.keep, self.kernels), self.steps or force.STEPS)
+            return force.counts(relevant, self.kept(relevant), self.steps or force.STEPS)
         return np.stack([keep_counts(relevant, None, kept) for kept in self.schedule])
 
 
@@ -187,6 +201,13 @@ def score_levels(
     """`score` for each level, with checked options: what does not depend on the level is computed once."""
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
+    _, once, back = np.unique(features.identities, return_index=True, return_inverse=True)
+    if criterion in STEPS and len(once) < len(features):  # what fills up a chunk is not scored again and again
+        found = score_levels(
+            model, images, features[np.sort(once)], levels, criterion=criterion, absolute=absolute, layers=layers,
+            granularity=granularity, seed=seed, precision=precision, chunk=chunk, batch=batch, progress=progress,
+        )  # fmt: skip
+        return [jax.tree.map(lambda a: a[np.argsort(np.argsort(once))[back]], scores) for scores in found]
     chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
     model.check_weights((*chosen, features.layer))
     number = count(images)
@@ -221,20 +242,28 @@ def score_levels(
             warnings.warn(f"out of memory: going on with {size} features at a time", stacklevel=3)
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
     record = record._replace(sparse=plan.sparse)
-    if criterion not in IN_ROUNDS:
+    if criterion not in STEPS:
         return [Scores(values, possible, chosen, record)] * len(levels)
-    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, batch)
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
     shapes = {name: shape_at(network.layers[name], granularity) for name in chosen}
+    records = [record._replace(**level._asdict()) for level in levels]
+    if criterion in TRAINED:
+        kept = np.stack([level.kept(count_relevant(possible, shapes)) for level in levels])
+        learned = learn(
+            plan, model.network, model.variables, images, directions, dict(values), dict(possible), kept,
+            steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
+        )  # fmt: skip
+        return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
+    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, batch)
     found = []
-    for level in levels:
+    for level, record in zip(levels, records, strict=True):
         counts, parts = level.counts(count_relevant(possible, shapes)), []
         for some in (slice(start, start + size) for start in range(0, len(features), size)):
             first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]
             parts.append(rounds(*asked, first, there, counts[:, some], batch, progress))
         last = _joined(tuple(parts), len(features))
-        found.append(Scores(last, possible, chosen, record._replace(**level._asdict())))
+        found.append(Scores(last, possible, chosen, record))
     return found
 
 
@@ -244,7 +273,7 @@ def check_options(
     precision: str,
     chunk: int | None,
     batch: int | None,
-    steps: int = force.STEPS,
+    steps: int | None = None,
     granularity: str = "kernel",
 ) -> None:
     """Raise an InputError for what `score` does not know or cannot do, whatever the features."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,15 +14,22 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.criteria import learned
+from jaxcircuits.data import batches
 from jaxcircuits.data.views import Views
+from jaxcircuits.errors import InputError
 from jaxcircuits.features import Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masks import top
+from jaxcircuits.passes import Plan
 from jaxcircuits.taps import Network, with_masks
 
-# Views of one step.
-VIEWS = 16
+# Views of one step, and their side as a share of the image's: many small ones teach more than a few large ones.
+VIEWS, SIDE = 16, 0.585
+# Images that views are made of, read in blocks; and features that are trained side by side.
+POOL, BLOCK, TOGETHER = 512, 16, 8
+# Settling begins at this step's views: the same ones, however long the way was.
+SETTLING = 1 << 20
 
 
 class Task(NamedTuple):
@@ -39,57 +48,102 @@ class Task(NamedTuple):
     place: Place
 
 
-def train(
+def learn(
+    plan: Plan,
+    smaller: Callable[[tuple[int, int, int]], Network],
+    variables: Variables,
+    images,
+    directions: Array,
+    values: Masks,
+    relevant: Masks,
+    kept: np.ndarray,
+    *,
+    steps: int,
+    seed: int,
+    progress: Callable[[int], object],
+) -> list[Masks]:
+    """Learned scores {layer: (F, I, O)} for each amount to keep.
+
+    Args:
+        plan: of SNIP's scores.
+        smaller: the network for images of another shape, or an InputError.
+        variables: the full network's.
+        images: to learn from; the first `POOL` of them.
+        directions: of F features (F, O).
+        values, relevant: SNIP's scores and the relevant kernels, {layer: (F, I, O)}.
+        kept: how many kernels the circuits have (K, F).
+        steps, seed: of the training.
+        progress: called with the number of features times views done since the last call.
+    """
+    pool = np.concatenate([block[:real] for block, real in itertools.islice(batches(images, BLOCK), POOL // BLOCK)])
+    network = plan.network
+    if plan.place is None:  # else the position is one of the full image
+        height, width, channels = network.image_shape
+        with contextlib.suppress(InputError):
+            network = smaller((round(SIDE * height), round(SIDE * width), channels))
+    # the positions of some images say nothing of views of them
+    task = Task(network, plan.target, plan.layers, None if plan.place == "given" else plan.place)
+    views = Views(pool, network.image_shape[:2], seed)
+    parts = []
+    with jax.default_matmul_precision(plan.precision):
+        for some in (slice(start, start + TOGETHER) for start in range(0, len(directions), TOGETHER)):
+            first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, relevant))
+            parts.append(_train(task, variables, views, directions[some], first, there, kept[:, some], steps, progress))
+    return [{n: jnp.concatenate([part[k][n] for part in parts]) for n in plan.layers} for k in range(len(kept))]
+
+
+def length(keeps: Sequence[float], steps: int) -> int:
+    """How many views `learn` takes of each feature for these fractions to keep."""
+    return VIEWS * (int(steps * np.log(1 / min(keeps))) + steps * len(keeps))
+
+
+def _train(
     task: Task,
     variables: Variables,
     views: Views,
     directions: Array,
-    scores: Masks,
+    values: Masks,
     relevant: Masks,
     kept: np.ndarray,
+    steps: int,
     progress: Callable[[int], object],
 ) -> list[Masks]:
-    """Scores {layer: (F, I, O)} for each amount to keep.
-
-    Args:
-        task, variables: the full network.
-        views: of the images to learn from.
-        directions: F features (F, O).
-        scores, relevant: SNIP's scores and the relevant kernels, {layer: (F, I, O)}.
-        kept: how many kernels the circuits have (K, F).
-        progress: called with the number of steps times features done since the last call.
-    """
+    """`learn` for as many features as are trained side by side: they share views, and the full network's maps."""
     number = len(directions)
+    amounts: list[list[int]] = kept.T.tolist()
     of = [{name: array[f] for name, array in relevant.items()} for f in range(number)]
-    states = [learned.first({name: array[f] for name, array in scores.items()}, of[f]) for f in range(number)]
+    states = [learned.first({name: array[f] for name, array in values.items()}, of[f]) for f in range(number)]
     possible = [int(sum(int(mask.sum()) for mask in masks.values())) for masks in of]
-    ways = [learned.on_the_way(possible[f], int(kept[:, f].min())) for f in range(number)]
-    reached = [[len(learned.on_the_way(possible[f], int(k))) for k in kept[:, f]] for f in range(number)]
-    found = {(f, k): states[f] for f in range(number) for k in range(len(kept)) if reached[f][k] == 0}
+    ways = [[learned.on_the_way(possible[f], k, steps) for k in amounts[f]] for f in range(number)]
+    longest = [max(ways[f], key=len) for f in range(number)]
+    settling = {}
+
+    def reached(f: int, t: int) -> None:
+        settling.update({(f, k): states[f] for k in range(len(kept)) if len(ways[f][k]) == t})
 
     def step(state: learned.State, f: int, count: int, speed: float) -> learned.State:
-        amount = jnp.int32(count), jnp.float32(speed)
-        return _step(task, state, variables, directions, of[f], images, full, jnp.int32(f), *amount)
+        amount = jnp.int32(f), jnp.int32(count), jnp.float32(speed)
+        progress(VIEWS)
+        return _step(task, state, variables, directions, of[f], images, full, *amount)
 
-    for t in range(max(len(way) for way in ways)):
+    for f in range(number):
+        reached(f, 0)
+    for t in range(max(len(way) for way in longest)):
         images, full = _looked_at(task, variables, views, directions, t)
-        for f, way in enumerate(ways):
+        for f, way in enumerate(longest):
             if t < len(way):
-                states[f] = step(states[f], f, way[t], learned.SPEED)
-                found |= {(f, k): states[f] for k in range(len(kept)) if reached[f][k] == t + 1}
-                progress(1)
-    for t in range(learned.SETTLING):
-        images, full = _looked_at(task, variables, views, directions, -1 - t)
-        speed = learned.SPEED * (1 - t / learned.SETTLING)
-        for (f, k), state in found.items():
-            found[f, k] = step(state, f, kept[k, f], speed)
-            progress(1)
-    parts = [[learned.scores(found[f, k], of[f]) for f in range(number)] for k in range(len(kept))]
+                states[f] = step(states[f], f, int(way[t]), learned.SPEED)
+                reached(f, t + 1)
+    for t in range(steps):
+        images, full = _looked_at(task, variables, views, directions, SETTLING + t)
+        for (f, k), state in settling.items():
+            settling[f, k] = step(state, f, amounts[f][k], learned.SPEED * (1 - t / steps))
+    parts = [[learned.scores(settling[f, k], of[f]) for f in range(number)] for k in range(len(kept))]
     return [{name: jnp.stack([part[name] for part in row]) for name in task.layers} for row in parts]
 
 
 def _looked_at(task: Task, variables: Variables, views: Views, directions: Array, step: int) -> tuple[Array, Array]:
-    images = jnp.asarray(views.block(step % 2**32, VIEWS))
+    images = jnp.asarray(views.block(step, VIEWS))
     return images, _full(task, variables, directions, images)
 
 

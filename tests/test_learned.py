@@ -39,7 +39,7 @@ def test_the_way_to_a_smaller_circuit_begins_with_that_to_a_larger(relevant, a, 
     ways = [learned.on_the_way(relevant, kept) for kept in (small, large)]
     assert (np.diff(ways[0]) <= 0).all() and (ways[0] >= small).all() and (ways[1] >= large).all()
     np.testing.assert_array_equal(ways[0][: len(ways[1])], ways[1])
-    assert len(ways[1]) or relevant / large < np.exp(1 / learned.RATE) + 1e-9
+    assert len(ways[1]) or relevant / large < np.exp(1 / learned.STEPS) + 1e-9
 
 
 def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
@@ -70,3 +70,49 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
         wanted = gradient[..., 0, 0].numpy().T
         np.testing.assert_allclose(found[name], wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
     assert any(np.asarray(g)[~np.asarray(kept[name][0])].any() for name, g in found.items())
+
+
+@pytest.fixture(scope="module")
+def trained(small):
+    """A learned circuit of each amount, side by side, and SNIP's scores."""
+    features = jc.Features("features.3", [4, 1])
+    options = {"criterion": "learned", "steps": 6, "seed": 3}
+    found = list(jc.extract(small.model, small.images, features, keep=[0.3, 0.1], **options))
+    return features, options, {(c.manifest["feature"]["channel"], c.manifest["keep"]): c for c in found}
+
+
+def test_what_is_learned_depends_on_nothing_but_what_is_asked(small, trained):
+    features, options, circuits = trained
+    scores = jc.score(small.model, small.images, features[1:], keep=0.1, **options)
+    assert (scores.record.steps, scores.record.seed, scores.record.keep) == (6, 3, 0.1)
+    for name, mask in jc.top_kernels(scores).items():
+        np.testing.assert_array_equal(mask[0], circuits[1, 0.1].masks[name])
+    other = jc.score(small.model, small.images, features[1:], keep=0.1, **(options | {"seed": 4}))
+    assert float(jc.iou(jc.top_kernels(scores), jc.top_kernels(other))[0][0]) < 1
+    assert all(
+        (np.asarray(v) >= 0).all() and not np.asarray(v)[~scores.relevant[n]].any() for n, v in scores.values.items()
+    )
+
+
+def test_learning_pays(small, trained):
+    features, _, circuits = trained
+    snip = jc.score(small.model, small.images, features)
+    for keep in (0.3, 0.1):
+        r = jc.correlation(small.model, small.images, features, jc.top_kernels(snip, keep=keep))
+        found = [circuits[channel, keep] for channel in (4, 1)]
+        assert [c.manifest["kept"] for c in found] == jc.masks.count(jc.top_kernels(snip, keep=keep)).tolist()
+        assert np.mean([c.manifest["correlation"] for c in found]) > np.nan_to_num(r).mean() + 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "learned depends on how much is kept: give either keep or kernels"),
+        ({"schedule": [5, 3]}, "learned has no schedule; expected keep or kernels"),
+        ({"keep": 0.1, "granularity": "filter"}, "learned masks are of kernels; filters are not trained"),
+        ({"keep": 0.1, "steps": 0}, "steps is 0; expected at least 1"),
+    ],
+)
+def test_what_cannot_be_learned(small, options, message):
+    with pytest.raises(jc.InputError, match=message):
+        jc.score(small.model, small.images, jc.Features("features.3", [4]), criterion="learned", **options)

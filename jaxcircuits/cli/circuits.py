@@ -10,13 +10,13 @@ from typing import Any
 import click
 import numpy as np
 
+from jaxcircuits import training
 from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import CRITERIA, IN_ROUNDS
-from jaxcircuits.criteria.force import STEPS
+from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, STEPS, TRAINED
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
@@ -70,9 +70,8 @@ def extract(
     if keep is not None or kernels is None:
         amounts["keep"] = numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
-    if steps and criterion not in IN_ROUNDS:
-        raise InputError(f"--steps are the rounds of {', '.join(IN_ROUNDS)}; {criterion} has none")
-    steps = steps or STEPS
+    if steps and criterion not in STEPS:
+        raise InputError(f"--steps are those of {' and '.join(STEPS)}; {criterion} has none")
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
@@ -95,7 +94,9 @@ def extract(
     screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
     rows, each = [], len(pictures) * (1 + len(levels))
     if criterion in IN_ROUNDS:
-        each += len(pictures) * len(levels) * steps
+        each += len(pictures) * len(levels) * (steps or STEPS[criterion])
+    if criterion in TRAINED:
+        each += training.length(amounts.get("keep", [0.05] * len(levels)), steps or STEPS[criterion])
     total = len(manifests) // len(levels) * each
     with screen.progress("scoring and judging", total, of="features", each=each) as progress:
         found = extract_circuits(

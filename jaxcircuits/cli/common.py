@@ -16,7 +16,7 @@ import click
 import jax
 
 from jaxcircuits import criteria
-from jaxcircuits.criteria import force
+from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
 from jaxcircuits.scores import PRECISIONS
@@ -136,7 +136,11 @@ OBJECTIVE = click.option(
     show_default=True,
     help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
 )
-STEPS = click.option("--steps", type=click.IntRange(min=1), help=f"Rounds of force.  [default: {force.STEPS}]")
+STEPS = click.option(
+    "--steps", type=click.IntRange(min=1),
+    help="Rounds of force; steps of learned while a circuit shrinks to 1/e, and until it settles.  "
+    f"[default: {', '.join(f'{steps} for {name}' for name, steps in DEFAULT_STEPS.items())}]",
+)  # fmt: skip
 PRECISION = click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 CHUNK = click.option(
     "--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]"

@@ -15,7 +15,6 @@ from jaxcircuits.compare import compare as compare_criteria
 from jaxcircuits.compare import question
 from jaxcircuits.comparison import Comparison, free_paths
 from jaxcircuits.criteria import CRITERIA
-from jaxcircuits.criteria.force import STEPS
 from jaxcircuits.data import read_images
 from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.features import parse
@@ -63,7 +62,7 @@ def compare(
         "keeps": KEEPS if keep is None else numbers("keep", keep, float),
         "absolute": absolute,
         "granularity": granularity,
-        "steps": steps or STEPS,
+        "steps": steps,
         "seed": seed,
         "precision": precision,
         "chunk": chunk,

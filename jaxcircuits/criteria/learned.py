@@ -7,8 +7,8 @@ backwards (a straight-through estimator), so that the kernels left out are train
     loss = 1 - r(a(m w), a(w))    over all images and positions of a step
     ds   = dloss/dm
 
-in steps of Adam. On the way from dense to sparse k_t = K0 exp(-t / `RATE`); where that reaches the wanted k, another
-`SETTLING` steps with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
+in steps of Adam. On the way from dense to sparse k_t = K0 exp(-t / `steps`); where that reaches the wanted k, another
+`steps` with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
 are asked for.
 
 References:
@@ -26,8 +26,8 @@ from jax import Array
 
 from jaxcircuits.layers import Masks
 
-# Steps while the circuit shrinks to 1/e of its size, and once it has its size.
-RATE, SETTLING = 60, 60
+# Steps while the circuit shrinks to 1/e of its size, and as many once it has its size.
+STEPS = 60
 # How far a logit moves in a step, at most; in standard deviations of the first ones.
 SPEED = 0.05
 OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99)
@@ -63,10 +63,10 @@ def scores(state: State, relevant: Masks) -> Masks:
     return {name: jnp.where(relevant[name], jnp.exp((s - highest) / 4), 0) for name, s in state.logits.items()}
 
 
-def on_the_way(relevant: int, kept: int) -> np.ndarray:
+def on_the_way(relevant: int, kept: int, steps: int = STEPS) -> np.ndarray:
     """How many kernels the steps before the settling keep, none fewer than k: (T,).
 
     For a larger k it is the beginning of that for a smaller one.
     """
-    steps = int(RATE * np.log(relevant / kept))
-    return np.ceil(relevant * np.exp(-np.arange(1, steps + 1) / RATE)).astype(np.int32)
+    t = np.arange(1, int(steps * np.log(relevant / kept)) + 1)
+    return np.ceil(relevant * np.exp(-t / steps)).astype(np.int32)

@@ -68,7 +68,7 @@ class Views:
         down = np.array([-np.sin(angle), np.cos(angle)]) * height / self.size[0]
         corner = middle - across * self.size[1] / 2 - down * self.size[0] / 2
         a, b, c, d, e, f = np.array([across, down, corner]).T.reshape(-1).tolist()
-        view = picture.transform(self.size[::-1], Image.Transform.AFFINE, (a, b, c, d, e, f), BILINEAR)
+        view = picture.transform((self.size[1], self.size[0]), Image.Transform.AFFINE, (a, b, c, d, e, f), BILINEAR)
         return view.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5))) if rng.random() < BLURRED else view
 
 
@@ -93,7 +93,7 @@ def _recoloured(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
 def _pieces(rng: np.random.Generator, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Ellipses, polygons and stripes: masks (*size, 1) bool."""
     for _ in range(rng.integers(1, PIECES + 1)):
-        mask = Image.new("1", size[::-1])
+        mask = Image.new("1", (size[1], size[0]))
         draw = ImageDraw.Draw(mask)
         middle, radius = rng.random(2) * size[::-1], max(size) * 0.06 * 8 ** rng.random()
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.choice([2, 3, 4, 5, 30])))
