@@ -76,7 +76,7 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
 def trained(small):
     """A learned circuit of each amount, side by side, and SNIP's scores."""
     features = jc.Features("features.3", [4, 1])
-    options = {"criterion": "learned", "steps": 6, "seed": 3}
+    options = {"criterion": "learned", "steps": 20, "seed": 3}
     found = list(jc.extract(small.model, small.images, features, keep=[0.3, 0.1], **options))
     return features, options, {(c.manifest["feature"]["channel"], c.manifest["keep"]): c for c in found}
 
@@ -84,7 +84,7 @@ def trained(small):
 def test_what_is_learned_depends_on_nothing_but_what_is_asked(small, trained):
     features, options, circuits = trained
     scores = jc.score(small.model, small.images, features[1:], keep=0.1, **options)
-    assert (scores.record.steps, scores.record.seed, scores.record.keep) == (6, 3, 0.1)
+    assert (scores.record.steps, scores.record.seed, scores.record.keep) == (20, 3, 0.1)
     for name, mask in jc.top_kernels(scores).items():
         np.testing.assert_array_equal(mask[0], circuits[1, 0.1].masks[name])
     other = jc.score(small.model, small.images, features[1:], keep=0.1, **(options | {"seed": 4}))
