@@ -139,7 +139,7 @@ def evaluate(
         given = [*given, None]
     moments, labels = _moments_of(model, images, features, [*masks, empty], ablation, given, batch, progress)
     found = Evaluation(labels, moments.circuits(slice(-1)), moments.circuits(slice(-1, None)))
-    _warn_of_constants(found.moments, labels)
+    _warn_of_constants(found.moments, labels, stacklevel=3)
     return found
 
 
@@ -156,15 +156,15 @@ def correlations(
 ) -> np.ndarray:
     """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
     moments, labels = _moments_of(model, images, features, masks, ablation, offsets, batch, progress)
-    _warn_of_constants(moments, labels)
+    _warn_of_constants(moments, labels, stacklevel=4)
     return pearson(moments)
 
 
-def _warn_of_constants(moments: Moments, labels: Sequence[str]) -> None:
+def _warn_of_constants(moments: Moments, labels: Sequence[str], *, stacklevel: int) -> None:
     found = pooled(moments)
     for f, _ in np.argwhere((found.constant_x | found.constant_y)[..., 0]):
         what = "full network" if found.constant_y[f, 0, 0] else "circuit"
-        warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)
+        warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=stacklevel)
 
 
 def _moments_of(
