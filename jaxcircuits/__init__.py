@@ -16,13 +16,13 @@ from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.export import export_circuit
 from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
 from jaxcircuits.masks import complement, iou, stability, top_kernels
-from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
 from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels

@@ -13,16 +13,16 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits import masked
-from jaxcircuits.ablation import check_ablation, check_offsets, mean_contributions
-from jaxcircuits.ablation import offsets as offsets_of
+from jaxcircuits.ablation import offsets_of_circuits
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.features import Features, Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_masks, top_kernels
-from jaxcircuits.measures import Evaluation, Moments, pearson, pooled
+from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Level, Scores, score_levels
 from jaxcircuits.taps import Network, with_masks
@@ -185,7 +185,7 @@ def _moments_of(
     model.check_weights([features.layer])
     for mask in masks:
         check_masks(network.layers, mask, len(features))
-    added = _offsets(model, network, images, masks, ablation, offsets, batch)
+    added = offsets_of_circuits(model, network, images, masks, ablation, offsets, batch)
     number = count(images)
     places = features.places(number, batch)
     of_full = np.empty((len(OF_FULL), len(features), number), np.float32)
@@ -214,34 +214,6 @@ def _moments_of(
                 progress(real * here)
     arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))
     return Moments(**arrays), features.labels
-
-
-def _offsets(
-    model: Model,
-    network: Network,
-    images,
-    masks: Sequence[Arrays],
-    ablation: str,
-    given: Sequence[Arrays | None] | None,
-    batch: int,
-) -> list[Arrays]:
-    """What is added to the layers' outputs in each circuit, {layer: (F, O)}: where none is given, means over images."""
-    check_ablation(ablation)
-    if ablation == "zero":
-        if given is not None:
-            raise InputError("offsets are for ablation='mean'; with 'zero' nothing stands in for removed kernels")
-        return [{}] * len(masks)
-    known = [None] * len(masks) if given is None else list(given)
-    if len(known) != len(masks):
-        raise InputError(f"there are offsets of {len(known)} circuits; the masks are {len(masks)}")
-    means = {}
-    for offset, mask in zip(known, masks, strict=True):
-        if offset is not None:
-            check_offsets(network.layers, offset, mask)
-    if None in known:
-        layers = tuple(dict.fromkeys(name for mask in masks for name in mask))
-        means = mean_contributions(model, images, layers, batch=batch)
-    return [offsets_of(means, mask) if a is None else a for a, mask in zip(known, masks, strict=True)]
 
 
 # what is computed of one image, in this order

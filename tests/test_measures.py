@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import jaxcircuits as jc
 from jaxcircuits import measures
-from jaxcircuits.measures import Evaluation, Moments
+from jaxcircuits.evaluation import Evaluation
+from jaxcircuits.measures import Moments
 
 
 def moments_of(x, y):
