@@ -18,6 +18,7 @@ from jaxcircuits.compare import compare
 from jaxcircuits.comparison import Comparison
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.export import export_circuit
 from jaxcircuits.faithfulness import correlation, curve, evaluate
 from jaxcircuits.features import Features
@@ -25,7 +26,6 @@ from jaxcircuits.granularity import masks_at, scores_at
 from jaxcircuits.jobs import extract
 from jaxcircuits.loading import load
 from jaxcircuits.masks import complement, iou, stability, top_kernels
-from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
 from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels

@@ -117,6 +117,34 @@ def _mean_patch(layer: Layer, x: Array) -> Array:
     return x.reshape(len(x), math.prod(layer.window), -1)
 
 
+def offsets_of_circuits(
+    model: Model,
+    network: Network,
+    images,
+    masks: Sequence[Arrays],
+    ablation: str,
+    given: Sequence[Arrays | None] | None,
+    batch: int,
+) -> list[Arrays]:
+    """What is added to the layers' outputs in each circuit, {layer: (F, O)}: where none is given, means over images."""
+    check_ablation(ablation)
+    if ablation == "zero":
+        if given is not None:
+            raise InputError("offsets are for ablation='mean'; with 'zero' nothing stands in for removed kernels")
+        return [{}] * len(masks)
+    known = [None] * len(masks) if given is None else list(given)
+    if len(known) != len(masks):
+        raise InputError(f"there are offsets of {len(known)} circuits; the masks are {len(masks)}")
+    means = {}
+    for offset, mask in zip(known, masks, strict=True):
+        if offset is not None:
+            check_offsets(network.layers, offset, mask)
+    if None in known:
+        layers = tuple(dict.fromkeys(name for mask in masks for name in mask))
+        means = mean_contributions(model, images, layers, batch=batch)
+    return [offsets(means, mask) if a is None else a for a, mask in zip(known, masks, strict=True)]
+
+
 def check_offsets(layers: Mapping[str, Layer], given: Arrays, masks: Arrays) -> None:
     """Raise an InputError for offsets of layers without a mask, of other shapes, or that are no finite numbers."""
     if unknown := sorted(set(given) - set(masks)):

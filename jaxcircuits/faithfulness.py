@@ -13,17 +13,17 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits import masked
-from jaxcircuits.ablation import check_ablation, check_offsets, mean_contributions
-from jaxcircuits.ablation import offsets as offsets_of
+from jaxcircuits.ablation import offsets_of_circuits
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.features import Features, Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.granularity import GRANULARITIES
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_masks, top_kernels
-from jaxcircuits.measures import Evaluation, Moments, pearson, pooled
+from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Level, Scores, score_levels
 from jaxcircuits.taps import Network, with_masks
@@ -140,7 +140,7 @@ def evaluate(
         given = [*given, None]
     moments, labels = _moments_of(model, images, features, [*masks, empty], ablation, given, batch, progress)
     found = Evaluation(labels, moments.circuits(slice(-1)), moments.circuits(slice(-1, None)))
-    _warn_of_constants(found.moments, labels)
+    _warn_of_constants(found.moments, labels, stacklevel=3)
     return found
 
 
@@ -157,15 +157,15 @@ def correlations(
 ) -> np.ndarray:
     """`correlation` for K masks of each feature, which share the full network's maps: (F, K) float64."""
     moments, labels = _moments_of(model, images, features, masks, ablation, offsets, batch, progress)
-    _warn_of_constants(moments, labels)
+    _warn_of_constants(moments, labels, stacklevel=4)
     return pearson(moments)
 
 
-def _warn_of_constants(moments: Moments, labels: Sequence[str]) -> None:
+def _warn_of_constants(moments: Moments, labels: Sequence[str], *, stacklevel: int) -> None:
     found = pooled(moments)
     for f, _ in np.argwhere((found.constant_x | found.constant_y)[..., 0]):
         what = "full network" if found.constant_y[f, 0, 0] else "circuit"
-        warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=4)
+        warnings.warn(f"{labels[f]} is constant in the {what}, so that r is not defined", stacklevel=stacklevel)
 
 
 def _moments_of(
@@ -187,7 +187,7 @@ def _moments_of(
     among = GRANULARITIES if ablation == "zero" else ("kernel", "filter")
     for mask in masks:
         check_masks(network.layers, mask, len(features), among=among)
-    added = _offsets(model, network, images, masks, ablation, offsets, batch)
+    added = offsets_of_circuits(model, network, images, masks, ablation, offsets, batch)
     number = count(images)
     places = features.places(number, batch)
     of_full = np.empty((len(OF_FULL), len(features), number), np.float32)
@@ -216,34 +216,6 @@ def _moments_of(
                 progress(real * here)
     arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))
     return Moments(**arrays), features.labels
-
-
-def _offsets(
-    model: Model,
-    network: Network,
-    images,
-    masks: Sequence[Arrays],
-    ablation: str,
-    given: Sequence[Arrays | None] | None,
-    batch: int,
-) -> list[Arrays]:
-    """What is added to the layers' outputs in each circuit, {layer: (F, O)}: where none is given, means over images."""
-    check_ablation(ablation)
-    if ablation == "zero":
-        if given is not None:
-            raise InputError("offsets are for ablation='mean'; with 'zero' nothing stands in for removed kernels")
-        return [{}] * len(masks)
-    known = [None] * len(masks) if given is None else list(given)
-    if len(known) != len(masks):
-        raise InputError(f"there are offsets of {len(known)} circuits; the masks are {len(masks)}")
-    means = {}
-    for offset, mask in zip(known, masks, strict=True):
-        if offset is not None:
-            check_offsets(network.layers, offset, mask)
-    if None in known:
-        layers = tuple(dict.fromkeys(name for mask in masks for name in mask))
-        means = mean_contributions(model, images, layers, batch=batch)
-    return [offsets_of(means, mask) if a is None else a for a, mask in zip(known, masks, strict=True)]
 
 
 # what is computed of one image, in this order

@@ -14,12 +14,12 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.faithfulness import BATCH, evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_alike, top
 from jaxcircuits.masks import count as count_kernels
-from jaxcircuits.measures import Evaluation
 from jaxcircuits.model import Model
 
 # Null circuits that are judged together: they share the full network's maps, and their masks are held at once.

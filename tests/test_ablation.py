@@ -23,9 +23,9 @@ def by_output(masks, f):
     return {name: np.asarray(mask[f]).T for name, mask in masks.items()}
 
 
-@pytest.mark.parametrize(("layer", "channels"), [("features.3", [4, 0]), ("fc2", [1, 2])])
-def test_offsets_and_measures(small, layer, channels):
+def test_offsets_and_measures(small):
     """Strides, groups, dilation, no bias, dense layers, five images in blocks of two."""
+    layer, channels = "fc2", [1, 2]
     features = jc.Features(layer, channels)
     scores = jc.score(small.model, small.images, features, criterion="random")
     masks = jc.top_kernels(scores, keep=0.6)
@@ -131,3 +131,20 @@ def test_what_cannot_be_ablated(small, scores):
         jc.mean_offsets(small.model, small.images, {"features.3": jnp.ones((2, 8))})
     with pytest.raises(jc.InputError, match="no layer 'conv9'"):
         jc.mean_offsets(small.model, small.images, {"conv9": np.ones((1, 2, 2))})
+
+
+@pytest.mark.filterwarnings("ignore:.*so that r is not defined")
+def test_alexnet_on_photographs(alexnet):
+    """Scored on some photographs, judged on others: better than its complement and than random circuits."""
+    scored, judged = (jc.read_images(f"photos:{half}", alexnet, limit=8) for half in "ab")
+    features = jc.Features("features.6", [56])
+    scores = jc.score(alexnet, scored, features)
+    masks = jc.top_kernels(scores, keep=0.2)
+    null = jc.random_masks(features, masks, scores.relevant, by_layer=True)
+    for ablation in ("zero", "mean"):
+        others = [masks, jc.complement(masks, scores.relevant), null]
+        found = jc.evaluate(alexnet, judged, features, others, ablation=ablation)
+        ((r, *rest),) = np.nan_to_num(found.correlation())
+        assert r > 0.5 and r > max(rest), (ablation, r, rest)
+        low, high = found.interval()[0, 0]
+        assert low <= r <= high and (found.faithfulness() <= 1).all()

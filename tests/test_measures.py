@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import jaxcircuits as jc
 from jaxcircuits import measures
-from jaxcircuits.measures import Evaluation, Moments
+from jaxcircuits.evaluation import Evaluation
+from jaxcircuits.measures import Moments
 
 
 def moments_of(x, y):
@@ -48,7 +49,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("measure", PLAIN, ids=lambda m: m.__name__)
 @given(seed=st.integers(0, 99), images=st.integers(2, 7), positions=st.integers(1, 5), data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_measures_of_weighted_images(measure, seed, images, positions, data):
     x, y = values(seed, images=images, positions=positions)
     found = moments_of(x, y)
