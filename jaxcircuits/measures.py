@@ -150,7 +150,7 @@ def mean_squared_error(moments: Moments, weights: np.ndarray | None = None) -> n
 def relative_squared_error(moments: Moments, weights: np.ndarray | None = None) -> np.ndarray:
     """RSE = sum (x - y)^2 / sum (y - mean y)^2,  which is 1 - R^2, R^2 being the coefficient of determination.
 
-    Unlike r it sees a wrong scale and a wrong offset (Breiman, Friedman, Olshen, Stone 1984, section 8.3).
+    Unlike r it sees a wrong scale and a wrong offset (Breiman, Friedman, Olshen, Stone 1984).
 
     Returns:
         (F, K), or (F, K, B) if weights (B, N) are given; at least 0, 1 for the feature's mean everywhere, nan where the
@@ -166,7 +166,7 @@ def relative_squared_error(moments: Moments, weights: np.ndarray | None = None) 
 def normalised_faithfulness(moments: Moments, ablated: Moments, weights: np.ndarray | None = None) -> np.ndarray:
     """f = 1 - MSE(circuit) / MSE(everything ablated).
 
-    It is (m(C) - m(0)) / (m(N) - m(0)) of the MIB benchmark (arXiv 2504.13151, section 3) for circuit C, network N and
+    It is (m(C) - m(0)) / (m(N) - m(0)) of the MIB benchmark (arXiv 2504.13151) for circuit C, network N and
     empty circuit 0, with m = -MSE.
 
     Args:
@@ -186,7 +186,7 @@ def normalised_faithfulness(moments: Moments, ablated: Moments, weights: np.ndar
 
 
 def cpr(faithfulness: np.ndarray, keeps: Sequence[float]) -> np.ndarray:
-    """Integrated circuit performance ratio: the area under f over keep, from 0 to 1 (MIB, arXiv 2504.13151, section 3).
+    """Integrated circuit performance ratio: the area under f over keep, from 0 to 1 (MIB, arXiv 2504.13151).
 
     CPR = integral of f(keep) d keep, by trapezia between the levels; f(0) = 0 and f(1) = 1 by definition of f, and are
     put in. (The benchmark begins at its lowest level, .001.) Larger is better.
@@ -205,7 +205,7 @@ def cpr(faithfulness: np.ndarray, keeps: Sequence[float]) -> np.ndarray:
 
 
 def cmd(faithfulness: np.ndarray, keeps: Sequence[float]) -> np.ndarray:
-    """Integrated circuit-model distance: the area between f and 1 (MIB, arXiv 2504.13151, section 3).
+    """Integrated circuit-model distance: the area between f and 1 (MIB, arXiv 2504.13151).
 
     CMD = integral of |1 - f(keep)| d keep, as `cpr`. Smaller is better, 0 is the best. The f of squared errors is never
     over 1, so that there CMD = 1 - CPR.
