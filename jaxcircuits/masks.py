@@ -207,7 +207,7 @@ def check_masks(
     masks: Arrays,
     features: int | None = None,
     *,
-    among: Sequence[str] = ("kernel", "filter"),
+    among: Sequence[str] = ("kernel",),
 ) -> None:
     """Raise an InputError for masks of other layers, granularities or shapes than a network's, or of another number of
     features."""
