@@ -175,15 +175,9 @@ def _step(
 
 
 def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, images: Array, full: Array) -> Array:
-    """1 - r of one feature (1, O) in its circuit and in the full network (N, H, W)."""
+    """`learned.loss` of one feature (1, O) in its circuit; the full network has the maps (N, H, W)."""
     circuit = with_masks(task.network, variables, masks)
     x = task.network.run(circuit, images)[task.target]
     maps = activations(task.network.layers[task.target], circuit, x, direction)
     where = place_weights(task.place, full[None], jnp.zeros((len(images), 2), jnp.int32))
-    return 1 - _correlation(maps[0], full, jnp.broadcast_to(where, maps.shape)[0])
-
-
-def _correlation(x: Array, y: Array, where: Array) -> Array:
-    """Pearson's r of two maps where `where` is 1; 0 where one of them is constant."""
-    dx, dy = ((a - (a * where).sum() / where.sum()) * where for a in (x, y))
-    return (dx * dy).sum() / jnp.sqrt((dx * dx).sum() * (dy * dy).sum() + 1e-12)
+    return learned.loss(maps[0], full, jnp.broadcast_to(where, maps.shape)[0])

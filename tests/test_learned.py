@@ -42,6 +42,24 @@ def test_the_way_to_a_smaller_circuit_begins_with_that_to_a_larger(relevant, a, 
     assert len(ways[1]) or relevant / large < np.exp(1 / learned.STEPS) + 1e-9
 
 
+def learned_loss(x, y):
+    """The equation of `criteria.learned`, image by image: maps (N, H, W)."""
+    r = lambda a, b: torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]  # noqa: E731
+    weights = [b.std() for b in y]
+    within = sum(w * r(a, b) for w, a, b in zip(weights, x, y, strict=True)) / sum(weights)
+    return 1 - (r(x, y) + within) / 2
+
+
+def test_the_loss_of_single_positions_is_that_of_r():
+    x, y = np.random.default_rng(0).standard_normal((2, 6, 4, 5)).astype(np.float32)
+    where = np.zeros((6, 4, 5), np.float32)
+    where[:, 2, 1] = 1
+    expected = 1 - np.corrcoef(x[:, 2, 1], y[:, 2, 1])[0, 1]
+    np.testing.assert_allclose(learned.loss(x, y, where), expected, rtol=1e-5)
+    whole = learned_loss(torch.from_numpy(x), torch.from_numpy(y))
+    np.testing.assert_allclose(learned.loss(x, y, np.ones_like(x)), whole, rtol=1e-5)
+
+
 def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
     """dloss/dm of a circuit, for kernels in and out of it, by PyTorch's own differentiation."""
     network, images = small.model.network((13, 11, 3)), small.images[:4]
@@ -64,7 +82,7 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
         torch.func.functional_call(small.torch, given, (pictures,))
     handle.remove()
     x, y = outputs[0], outputs[1].detach()
-    loss = 1 - torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1]
+    loss = learned_loss(x, y)
     expected = torch.autograd.grad(loss, list(masks.values()))
     for name, gradient in zip(masks, expected, strict=True):
         wanted = gradient[..., 0, 0].numpy().T

@@ -4,8 +4,11 @@ Every relevant kernel has a logit s, at first the logarithm of its SNIP score, l
 standard deviation over all of them. The circuit is its top k; its mask m is used as it is forwards, and as if it were s
 backwards (a straight-through estimator), so that the kernels left out are trained as well:
 
-    loss = 1 - r(a(m w), a(w))    over all images and positions of a step
+    loss = 1 - (r + sum_n y_n r_n / sum_n y_n) / 2    over the images n of a step
     ds   = dloss/dm
+
+Here r is the correlation of circuit and full network over all images and positions, r_n that within image n, and y_n
+the standard deviation of the full feature there: an image that hardly drives the feature teaches little else than r.
 
 in steps of Adam. On the way from dense to sparse k_t = K0 exp(-t / `steps`); where that reaches the wanted k, another
 `steps` with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
@@ -38,6 +41,23 @@ class State(NamedTuple):
 
     logits: Masks
     memory: optax.OptState
+
+
+def loss(x: Array, y: Array, where: Array) -> Array:
+    """Of a circuit's maps x and the full network's y, where `where` is 1: all (N, H, W). From 0 to 2."""
+    within = _moments(x, y, where, (1, 2))
+    everywhere = _moments(x, y, where, (0, 1, 2))
+    r = [xy / jnp.sqrt(xx * yy + 1e-12) for xx, yy, xy in (within, everywhere)]
+    weights = jnp.sqrt(within[1] + 1e-12)
+    mean = (r[0] * weights).sum() / weights.sum()
+    return 1 - jnp.where((where.sum((1, 2)) > 1).all(), (r[1].sum() + mean) / 2, r[1].sum())
+
+
+def _moments(x: Array, y: Array, where: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Sums of squares and products about the means over these axes."""
+    number = where.sum(axes, keepdims=True)
+    dx, dy = ((a - (a * where).sum(axes, keepdims=True) / number) * where for a in (x, y))
+    return (dx * dx).sum(axes), (dy * dy).sum(axes), (dx * dy).sum(axes)
 
 
 def first(scores: Masks, relevant: Masks) -> State:
