@@ -30,7 +30,7 @@ from jax import Array
 from jaxcircuits.layers import Masks
 
 # Steps while the circuit shrinks to 1/e of its size, and as many once it has its size.
-STEPS = 60
+STEPS = 40
 # How far a logit moves in a step, at most; in standard deviations of the first ones.
 SPEED = 0.05
 OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99)
