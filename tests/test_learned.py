@@ -112,14 +112,22 @@ def test_what_is_learned_depends_on_nothing_but_what_is_asked(small, trained):
     )
 
 
-def test_learning_pays(small, trained):
+def test_exactly_as_many_kernels_are_kept(small, trained):
     features, _, circuits = trained
-    snip = jc.score(small.model, small.images, features)
-    for keep in (0.3, 0.1):
-        r = jc.correlation(small.model, small.images, features, jc.top_kernels(snip, keep=keep))
-        found = [circuits[channel, keep] for channel in (4, 1)]
-        assert [c.manifest["kept"] for c in found] == jc.masks.count(jc.top_kernels(snip, keep=keep)).tolist()
-        assert np.mean([c.manifest["correlation"] for c in found]) > np.nan_to_num(r).mean() + 0.05
+    relevant = jc.masks.count(jc.relevant_kernels(small.model, features, image_shape=(13, 11, 3)))
+    for (channel, keep), circuit in circuits.items():
+        assert circuit.manifest["kept"] == round(keep * relevant[[4, 1].index(channel)])
+        assert circuit.manifest["steps"] == 20 and circuit.manifest["seed"] == 3
+
+
+def test_learning_pays_on_photographs_that_it_has_not_seen(alexnet):
+    features = jc.Features("features.3", [1])
+    seen, unseen = (jc.read_images(source, alexnet) for source in ("photos:a", "photos:b"))
+    r = {}
+    for criterion, options in (("snip", {}), ("learned", {"keep": 0.05, "steps": 10})):
+        scores = jc.score(alexnet, seen, features, criterion=criterion, **options)
+        r[criterion] = jc.correlation(alexnet, unseen, features, jc.top_kernels(scores, keep=0.05))[0]
+    assert r["learned"] > r["snip"] + 0.05, r
 
 
 @pytest.mark.parametrize(
