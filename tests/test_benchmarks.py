@@ -227,6 +227,7 @@ def test_report_refuses(tmp_path, readme, arguments, message):
     assert (tmp_path / "README.md").read_text() == readme
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_command_measures_a_case(tmp_path):
     out = tmp_path / "figures.json"

@@ -70,7 +70,12 @@ def alexnet(model):
     [
         ("lpips", "features.3", None),
         ("random:3", "features.10", None),
-        ("random:3", "classifier.4", ["features.0", "features.8", "classifier.1", "classifier.4"]),
+        pytest.param(
+            "random:3",
+            "classifier.4",
+            ["features.0", "features.8", "classifier.1", "classifier.4"],
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_activations(weights, layer, layers, tmp_path):

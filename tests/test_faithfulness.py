@@ -230,6 +230,8 @@ def test_circuits_computed_by_terms_are_the_same(monkeypatch):
     assert np.isfinite(jc.correlation(model, images, features, masks)).all()
 
 
+@pytest.mark.full
+@pytest.mark.slow
 def test_alexnets_curve_needs_one_program(alexnet, monkeypatch):
     images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
     features, compiled = jc.Features("features.10", [0, 7]), []

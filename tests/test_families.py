@@ -112,6 +112,8 @@ def test_nothing_is_lost_in_the_families_blocks(kind):
         np.testing.assert_array_equal(mask, expected[name], name)
 
 
+@pytest.mark.full
+@pytest.mark.slow
 def test_in_google_nets_branches():
     """A branch's feature depends on its own branch and on all before the block, not on its neighbours."""
     model = jc.load("googlenet", weights="random")

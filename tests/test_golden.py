@@ -60,7 +60,7 @@ def test_scores_on_the_support(alexnet, images):
         ("features.6", "actgrad", "actgrad", 4),
         ("features.6", "magnitude", "magnitude", 1),
         ("features.10", "snip", "snip_image", 10),
-        ("features.10", "magnitude", "magnitude", 1),
+        pytest.param("features.10", "magnitude", "magnitude", 1, marks=pytest.mark.full),
     ],
 )
 def test_scores_and_curves(alexnet, images, layer, criterion, key, number):

@@ -135,6 +135,7 @@ def test_some_layers(small):
     np.testing.assert_array_equal(found["layer1.conv1"], mask)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_alexnets_relevant_kernels_of_a_class():
     found = jc.relevant_kernels(jc.load("alexnet", weights="random"), jc.Features("classifier.6", [7]))
