@@ -57,7 +57,8 @@ def test_the_loss_of_single_positions_is_that_of_r():
     expected = 1 - np.corrcoef(x[:, 2, 1], y[:, 2, 1])[0, 1]
     np.testing.assert_allclose(learned.loss(x, y, where), expected, rtol=1e-5)
     whole = learned_loss(torch.from_numpy(x), torch.from_numpy(y))
-    np.testing.assert_allclose(learned.loss(x, y, np.ones_like(x)), whole, rtol=1e-5)
+    for scale in (1, 1e-4):
+        np.testing.assert_allclose(learned.loss(scale * x, scale * y, np.ones_like(x)), whole, rtol=1e-5)
 
 
 def test_the_gradient_of_a_mask_is_that_of_a_twin(small):

@@ -1,18 +1,20 @@
 r"""Learned masks: which kernels to keep is found by training, for the highest correlation with the full feature.
 
 Every relevant kernel has a logit s, at first the logarithm of its SNIP score, less the mean and divided by the
-standard deviation over all of them. The circuit is its top k; its mask m is used as it is forwards, and as if it were s
-backwards (a straight-through estimator), so that the kernels left out are trained as well:
+standard deviation over all of them. The circuit is the top k; its mask m is used as it is forwards, and as if it were s
+backwards (a straight-through estimator), so that the kernels left out are trained as well, in steps of Adam:
 
-    loss = 1 - (r + sum_n y_n r_n / sum_n y_n) / 2    over the images n of a step
+    loss = 1 - (r + sum_n y_n r_n / sum_n y_n) / 2    over the views n of a step
     ds   = dloss/dm
 
-Here r is the correlation of circuit and full network over all images and positions, r_n that within image n, and y_n
-the standard deviation of the full feature there: an image that hardly drives the feature teaches little else than r.
+Here r is the correlation of circuit and full network over all views and positions, r_n that within view n, and y_n the
+standard deviation of the full feature there. Where each view has one position, loss = 1 - r. A view is a random part
+of one of the images, the first 512 of them, in random colours, often with pieces of another one laid over it: without
+that the images are learned, and not the feature.
 
-in steps of Adam. On the way from dense to sparse k_t = K0 exp(-t / `steps`); where that reaches the wanted k, another
+On the way from dense to sparse k_t = K0 exp(-t / `steps`); where that reaches the wanted k, another
 `steps` with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
-are asked for.
+are asked for; the result is exp(s / 4).
 
 References:
     Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv 1308.3432);
@@ -45,6 +47,8 @@ class State(NamedTuple):
 
 def loss(x: Array, y: Array, where: Array) -> Array:
     """Of a circuit's maps x and the full network's y, where `where` is 1: all (N, H, W). From 0 to 2."""
+    scale = jnp.sqrt(_moments(y, y, where, (0, 1, 2))[0] / where.sum() + 1e-30)
+    x, y = x / scale, y / scale  # what is added below is small then
     within = _moments(x, y, where, (1, 2))
     everywhere = _moments(x, y, where, (0, 1, 2))
     r = [xy / jnp.sqrt(xx * yy + 1e-12) for xx, yy, xy in (within, everywhere)]
@@ -63,8 +67,8 @@ def _moments(x: Array, y: Array, where: Array, axes: tuple[int, ...]) -> tuple[A
 def first(scores: Masks, relevant: Masks) -> State:
     """The state before the first step, from SNIP's scores {layer: (I, O)}."""
     possible = sum(jnp.sum(mask) for mask in relevant.values())
-    smallest = 1e-6 * jnp.stack([score.max() for score in scores.values()]).max()
-    logs = {name: jnp.log(score + smallest) for name, score in scores.items()}
+    smallest = 1e-6 * jnp.stack([jnp.abs(score).max() for score in scores.values()]).max()
+    logs = {name: jnp.log(jnp.abs(score) + smallest) for name, score in scores.items()}
     mean = sum(jnp.sum(logs[name] * relevant[name]) for name in logs) / possible
     square = sum(jnp.sum((logs[name] - mean) ** 2 * relevant[name]) for name in logs) / possible
     logits = {name: jnp.where(relevant[name], (log - mean) / jnp.sqrt(square + 1e-12), 0) for name, log in logs.items()}
@@ -78,7 +82,7 @@ def step(state: State, gradient: Masks, speed: Array | float = SPEED) -> State:
 
 
 def scores(state: State, relevant: Masks) -> Masks:
-    """The logits as scores over 0 in the same order, exp(s) of the relevant kernels."""
+    """The logits as scores over 0 in the same order, {layer: (I, O)}."""
     highest = jnp.stack([s.max() for s in state.logits.values()]).max()
     return {name: jnp.where(relevant[name], jnp.exp((s - highest) / 4), 0) for name, s in state.logits.items()}
 
