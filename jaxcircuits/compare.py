@@ -94,7 +94,7 @@ def compare(
             total = totals.setdefault(f.layer, _Total(criteria, level))
             rows = []
             for name in criteria:
-                levels = [Level.of(name, keep, steps=steps) if name in STEPS else Level() for keep in keeps]
+                levels = Level.each(name, [{"keep": keep} for keep in keeps], steps)
                 with measured() as cost:
                     scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
                     jax.block_until_ready(scores)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
-from jaxcircuits.criteria import BASELINES, STEPS
+from jaxcircuits.criteria import BASELINES, SEEDED, STEPS
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
@@ -87,7 +87,7 @@ def plan(
         "ablation": ablation,
         "absolute": None if criterion in BASELINES else absolute,
         "granularity": granularity,
-        "seed": seed if criterion in ("random", "learned") else None,
+        "seed": seed if criterion in SEEDED else None,
         "precision": precision,
         **({"steps": steps or STEPS[criterion]} if criterion in STEPS else {}),
         "dtype": "float32",
@@ -148,7 +148,7 @@ def extract(
     asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
     jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
     amounts, number = _amounts(keep, kernels), count(images)
-    levels = [Level.of(criterion, **amount, steps=steps) if criterion in STEPS else Level() for amount in amounts]
+    levels = Level.each(criterion, amounts, steps)
     network = model.network(image_shape(images))
 
     def one_by_one() -> Iterator[Circuit]:

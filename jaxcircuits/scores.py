@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.chunks import chunk_at, sizes
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, STEPS, TRAINED, force
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
@@ -171,6 +171,11 @@ class Level(NamedTuple):
             raise InputError("a schedule says how many kernels each round keeps, the last one those of the circuit")
         return cls(kernels=rounds[-1], steps=len(rounds), schedule=rounds)
 
+    @classmethod
+    def each(cls, criterion: str, amounts: Sequence[Mapping[str, Any]], steps: int | None) -> list[Level]:
+        """The level of each amount, `keep` or `kernels`; the empty one where scores do not depend on it."""
+        return [cls.of(criterion, **amount, steps=steps) if criterion in STEPS else cls() for amount in amounts]
+
     def kept(self, relevant: np.ndarray) -> np.ndarray:
         """How many kernels are kept of each feature's relevant ones (F,)."""
         return keep_counts(relevant, self.keep, self.kernels)
@@ -217,7 +222,7 @@ def score_levels(
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}
         values = BASELINES[criterion](weights, features.identities, granularity=granularity, seed=seed)
         values = {name: fitted(values[name], possible[name], granularity) for name in chosen}
-        record = record._replace(absolute=None, seed=seed if criterion == "random" else None)
+        record = record._replace(absolute=None, seed=seed if criterion in SEEDED else None)
         return [Scores(values, possible, chosen, record)] * len(levels)
     rule = find_criterion(criterion, absolute, granularity)
     looked = features.objective, features.place

@@ -20,7 +20,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Masks, Variables
-from jaxcircuits.masks import top
+from jaxcircuits.masks import count, top
 from jaxcircuits.passes import Plan
 from jaxcircuits.taps import Network, with_masks
 
@@ -113,7 +113,7 @@ def _train(
     amounts: list[list[int]] = kept.T.tolist()
     of = [{name: array[f] for name, array in relevant.items()} for f in range(number)]
     states = [learned.first({name: array[f] for name, array in values.items()}, of[f]) for f in range(number)]
-    possible = [int(sum(int(mask.sum()) for mask in masks.values())) for masks in of]
+    possible: list[int] = count(relevant).tolist()
     ways = [[learned.on_the_way(possible[f], k, steps) for k in amounts[f]] for f in range(number)]
     longest = [max(ways[f], key=len) for f in range(number)]
     settling = {}

@@ -119,7 +119,9 @@ OUT = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("circuits"), show_default=True, help="A directory."
 )
 OVERWRITE = click.option("--force", is_flag=True, help="Overwrite files that hold something else.")
-SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights and random scores.")
+SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights, random scores and learned masks."
+)
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 ABSOLUTE = click.option(

@@ -18,11 +18,13 @@ BASELINES = {"magnitude": magnitude, "random": random}
 # those whose scores depend on how much is kept; both begin with SNIP's
 IN_ROUNDS = {"force": force}
 TRAINED = {"learned": learned}
+SEEDED = ("random", *TRAINED)
 STEPS = {name: room.STEPS for name, room in (IN_ROUNDS | TRAINED).items()}
 CRITERIA = (*OVER_IMAGES, *IN_ROUNDS, *BASELINES, *TRAINED)
 
 __all__ = [
-    "ABSOLUTE", "BASELINES", "CRITERIA", "IN_ROUNDS", "OVER_IMAGES", "STEPS", "TRAINED", "Criterion", "criterion",
+    "ABSOLUTE", "BASELINES", "CRITERIA", "IN_ROUNDS", "OVER_IMAGES", "SEEDED", "STEPS", "TRAINED", "Criterion",
+    "criterion",
 ]  # fmt: skip
 
 
