@@ -1,8 +1,11 @@
 """How many features and images go together into one device call."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,9 +13,9 @@ import numpy as np
 from jaxcircuits.features import Features
 from jaxcircuits.taps import Network
 
-# Beyond this many features a CPU gains nothing more from sharing the forward pass.
-LARGEST = 64
-# Share of the device's memory that one chunk may take, and its most in bytes.
+# Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
+LARGEST, ENOUGH = 64, 16
+# Share of the device's memory that the calls under way may take, and their most in bytes.
 SHARE, MOST = 0.25, 8 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.
 IMAGES = 4
@@ -34,35 +37,64 @@ def device_memory() -> int:
     return min(limits)
 
 
+class Sizes(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+        features, images: of one device call.
+        streams: calls that run at the same time, each with sums of its own.
+    """
+
+    features: int
+    images: int
+    streams: int
+
+    def halved(self) -> Sizes:
+        """With half as many features a call."""
+        return self._replace(features=-(-self.features // 2))
+
+
 def sizes(
     network: Network, layers: tuple[str, ...], *, images: int, by_weight: bool, chunk: int | None, batch: int | None
-) -> tuple[int, int]:
-    """Features and images a device call: those asked for, or what fits."""
-    batch = batch or batch_size(network, layers, images=images, by_weight=by_weight)
-    return chunk or chunk_size(network, layers, batch=batch, by_weight=by_weight), batch
+) -> Sizes:
+    """Features and images a device call: those asked for, or what fits; and how many calls at a time.
 
-
-def batch_size(network: Network, layers: tuple[str, ...], *, images: int, by_weight: bool) -> int:
-    """Images a device call: at most `IMAGES`, as few as fill the same number of calls, one where memory is short.
-
-    Features together gain more than images together.
+    Features together gain more than images together. On a CPU one call for each core, if there are enough features for
+    each, gain more than one call with all cores: its many small products are not worth sharing out.
     """
-    calls = -(-images // IMAGES)
-    several = -(-images // calls)
-    roomy = chunk_size(network, layers, batch=several, by_weight=by_weight) == LARGEST
-    return several if roomy else 1
+
+    def fitting(batch: int, streams: int) -> int:
+        return int(_budget() // (streams * _bytes_a_feature(network, layers, batch=batch, by_weight=by_weight)))
+
+    calls = range(min(cores(), -(-images // (batch or 1))), 0, -1)
+    streams = next((n for n in calls if fitting(batch or 1, n) >= (chunk or ENOUGH)), 1)
+    if batch is None:
+        rounds = -(-images // (IMAGES * streams))
+        several = -(-images // (rounds * streams))
+        batch = several if fitting(several, streams) >= LARGEST else 1
+    return Sizes(chunk or max(1, min(LARGEST, fitting(batch, streams))), batch, streams)
 
 
-def chunk_size(network: Network, layers: tuple[str, ...], *, batch: int, by_weight: bool) -> int:
-    """Features a device call: as many as fit with their gradients, statistics and scores, at most `LARGEST`."""
-    per_feature = 0
+def cores() -> int:
+    """How many device calls can run at the same time: one on anything but a CPU."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _budget() -> float:
+    return min(SHARE * device_memory(), MOST)
+
+
+def _bytes_a_feature(network: Network, layers: tuple[str, ...], *, batch: int, by_weight: bool) -> int:
+    """Of its gradients, statistics and scores in one device call."""
+    numbers = 0
     for layer in (network.layers[name] for name in layers):
         positions = layer.positions[0] * layer.positions[1]
         weights = layer.window[0] * layer.window[1] if by_weight else 1
         # the gradient at the layer and what it is made from; statistic, its update and the scores
-        per_feature += 3 * batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
-    budget = min(SHARE * device_memory(), MOST)
-    return int(max(1, min(LARGEST, budget // (4 * per_feature))))
+        numbers += 3 * batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
+    return 4 * numbers
 
 
 def chunk_at(features: Features, start: int, size: int) -> Features:

@@ -87,8 +87,8 @@ def compare(
     totals: dict[str, _Total] = {}
     for f in every:
         names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
-        size, _ = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
-        size = min(size, len(f))
+        size = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
+        size = min(size.features, len(f))
         for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
             real = min(size, len(f) - start)  # the last chunk is filled up
             total = totals.setdefault(f.layer, _Total(criteria, level))

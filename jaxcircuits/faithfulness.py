@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax import Array
 
 from jaxcircuits import masked
 from jaxcircuits.ablation import offsets_of_circuits
-from jaxcircuits.chunks import in_chunks
+from jaxcircuits.chunks import cores, in_chunks
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation import Evaluation
@@ -33,6 +34,8 @@ KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
 
 # Features whose full maps are computed together, and images in one device call.
 CHUNK, BATCH = 64, 16
+# Circuits that run at the same time on a CPU: a call for each core is faster than all cores on one.
+AT_ONCE = 4
 
 
 def correlation(
@@ -197,7 +200,18 @@ def _moments_of(
     plan = Plan(network, features.layer, features.place)
     by_terms = [masked.suited(network.layers, features.layer, mask) for mask in masks]
     near = tuple(dict.fromkeys(name for names in by_terms for name in names[: masked.NEAR]))
-    with jax.default_matmul_precision("highest"):
+
+    def judge(f: int, k: int) -> None:
+        """Feature f of the chunk, in its circuit k, on the block of images."""
+        mask = {name: m[start + f] for name, m in masks[k].items()}
+        more = {name: np.asarray(offset[start + f]) for name, offset in added[k].items()}
+        terms = masked.all_terms(network.layers, by_terms[k], mask, more, outputs)
+        rest = {name: m for name, m in mask.items() if name not in terms}
+        with jax.default_matmul_precision("highest"):  # each thread has its own
+            found = _moments(plan, model.variables, rest, terms, more, d, full, where, jnp.int32(f), block)
+        of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
+
+    with jax.default_matmul_precision("highest"), ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
         for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
             d = jnp.asarray(part.matrix(directions.shape[1]))
             done, here = 0, min(size, len(features) - start)  # the last chunk is filled up
@@ -205,13 +219,7 @@ def _moments_of(
                 block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
                 full, where, outputs, found = _full_maps(plan, near, model.variables, d, given, block)
                 of_full[:, start : start + here, done : done + real] = np.asarray(found)[:, :here, :real]
-                for f, k in np.ndindex(here, len(masks)):
-                    mask = {name: m[start + f] for name, m in masks[k].items()}
-                    more = {name: np.asarray(offset[start + f]) for name, offset in added[k].items()}
-                    terms = masked.all_terms(network.layers, by_terms[k], mask, more, outputs)
-                    rest = {name: m for name, m in mask.items() if name not in terms}
-                    found = _moments(plan, model.variables, rest, terms, more, d, full, where, jnp.int32(f), block)
-                    of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
+                list(pool.map(judge, *np.indices((here, len(masks))).reshape(2, -1).tolist()))
                 done += real
                 progress(real * here)
     arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))

@@ -154,8 +154,8 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            size, _ = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
-            size = min(size, len(job.features))
+            size = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
+            size = min(size.features, len(job.features))
             means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]

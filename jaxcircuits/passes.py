@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits.chunks import device_memory
+from jaxcircuits.chunks import Sizes, device_memory
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -21,6 +21,7 @@ from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masked import outputs
 from jaxcircuits.ops import features_last
 from jaxcircuits.paths import relevant
+from jaxcircuits.streams import Streams
 from jaxcircuits.taps import Network
 
 # Above this share of the dense multiplications, gathering what is not zero is slower than multiplying everything.
@@ -73,8 +74,8 @@ class Program(NamedTuple):
 
     Attributes:
         step: (sums, variables, weights, directions, places, images, real) -> the sums with `real` more images.
-        finish: (sums, weights, directions, relevant kernels, number of images) -> scores.
-        bytes: of memory that the step takes.
+        finish: (sums of each stream, weights, directions, relevant kernels, number of images) -> scores.
+        bytes: of memory that the steps under way take.
     """
 
     step: Callable[..., Sums]
@@ -85,9 +86,10 @@ class Program(NamedTuple):
 _PROGRAMS: weakref.WeakKeyDictionary[Network, dict[tuple, Program]] = weakref.WeakKeyDictionary()
 
 
-def program(plan: Plan, variables: Variables, features: int, batch: int) -> Program:
+def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
     """Compiled before the first image, so that nothing is left to compile after it."""
-    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch)
+    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], size)
+    features, batch, streams = size
     if key not in known:
         target = plan.network.layers[plan.target]
         weights = jax.eval_shape(functools.partial(by_output, plan.network, plan.layers), variables)
@@ -100,16 +102,16 @@ def program(plan: Plan, variables: Variables, features: int, batch: int) -> Prog
         number = jax.ShapeDtypeStruct((), jnp.int32)
         with jax.default_matmul_precision(plan.precision):
             step = _step.lower(plan, sums, variables, weights, directions, places, images, number).compile()
-            finish = _finish.lower(plan, sums, weights, directions, possible, number).compile()
-        known[key] = Program(step, finish, _bytes(step))
+            finish = _finish.lower(plan, (sums,) * streams, weights, directions, possible, number).compile()
+        known[key] = Program(step, finish, streams * _bytes(step))
     return known[key]
 
 
-def fitting(plan: Plan, variables: Variables, features: int, batch: int) -> int:
-    """So many features at a time, or half of them, and so on, until the compiled step fits in memory."""
-    while features > 1 and program(plan, variables, features, batch).bytes > FITS * device_memory():
-        features = -(-features // 2)
-    return features
+def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
+    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory."""
+    while size.features > 1 and program(plan, variables, size).bytes > FITS * device_memory():
+        size = size.halved()
+    return size
 
 
 def _bytes(step) -> int:
@@ -156,20 +158,25 @@ def scores_of_chunk(
     images,
     number: int,
     features: Features,
-    batch: int,
+    size: Sizes,
     progress: Callable[[int], object],
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
     """Scores {layer: (F, I, O)}, or at the plan's granularity, and relevant kernels of one chunk of features."""
-    compiled = program(plan, variables, len(features), batch)
+    compiled, batch = program(plan, variables, size), size.images
     possible = relevant(plan.network, variables, features, plan.layers)
     directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
     places = features.places(number, batch)
-    sums, done = plan.nothing(len(features)), 0
-    for block, real in batches(images, batch):
-        given = jnp.asarray(places[done : done + batch], jnp.int32)
-        sums = compiled.step(sums, variables, weights, directions, given, jnp.asarray(block), jnp.int32(real))
-        done += real
-        progress(real * len(features))
+    arguments, done = (variables, weights, directions), 0
+
+    def step(sums: Sums, given: Array, block: Array, real: int) -> Sums:
+        return compiled.step(sums, *arguments, given, block, jnp.int32(real))
+
+    with Streams([plan.nothing(len(features)) for _ in range(size.streams)]) as streams:
+        for block, real in batches(images, batch):
+            streams.go_on(step, jnp.asarray(places[done : done + batch], jnp.int32), jnp.asarray(block), real)
+            done += real
+            progress(real * len(features))
+        sums = streams.results()
     return compiled.finish(sums, weights, directions, possible, jnp.int32(number)), possible
 
 
@@ -210,8 +217,9 @@ def _step(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _finish(
-    plan: Plan, total: Sums, weights: Masks, directions: Array, possible: Masks, number: Array
+    plan: Plan, totals: tuple[Sums, ...], weights: Masks, directions: Array, possible: Masks, number: Array
 ) -> dict[str, Array]:
+    total = jax.tree.map(lambda *sums: functools.reduce(jnp.add, sums), *totals)
     scores = {}
     for name in plan.layers:
         layer = plan.network.layers[name]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxcircuits.chunks import Sizes
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, strongest
 from jaxcircuits.gradients import activations
@@ -46,7 +47,7 @@ def rounds(
         progress: called with how many features times images were scored since the last call.
     """
     spare = np.pad(places, ((0, 0), (0, batch), (0, 0)))  # for a last block that is filled up
-    compiled = program(plan, variables, 1, batch)
+    compiled = program(plan, variables, Sizes(1, batch, 1))
     for kept in counts:
         masks = top(plan.layers, values, relevant, jnp.asarray(kept))
         sums, done = [plan.nothing(1) for _ in range(len(places))], 0
@@ -62,7 +63,7 @@ def rounds(
         found = []
         for f, total in enumerate(sums):
             possible = {name: relevant[name][f : f + 1] for name in plan.layers}
-            found.append(compiled.finish(total, weights, directions[f : f + 1], possible, jnp.int32(number)))
+            found.append(compiled.finish((total,), weights, directions[f : f + 1], possible, jnp.int32(number)))
         values = {name: jnp.concatenate([scores[name] for scores in found]) for name in plan.layers}
     return values
 

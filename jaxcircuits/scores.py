@@ -228,23 +228,23 @@ def score_levels(
     looked = features.objective, features.place
     plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[precision], granularity)
     by_weight = absolute == "whole_set" or granularity == "weight"
-    size, batch = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch)
-    size = min(size, len(features))
-    plan = plan._replace(sparse=is_sparse(plan, model.variables, size, images))
+    size = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch)
+    size = size._replace(features=min(size.features, len(features)))
+    plan = plan._replace(sparse=is_sparse(plan, model.variables, size.features, images))
     if chunk is None:
-        size = fitting(plan, model.variables, size, batch)
+        size = fitting(plan, model.variables, size)
     weights = by_output(network, chosen, model.variables)
     parts, done = [], 0
     while done < len(features):
-        part = chunk_at(features, done, size)
+        part = chunk_at(features, done, size.features)
         try:
-            parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, batch, progress))
-            done += size
+            parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, size, progress))
+            done += size.features
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size.features == 1:
                 raise
-            size = -(-size // 2)
-            warnings.warn(f"out of memory: going on with {size} features at a time", stacklevel=3)
+            size = size.halved()
+            warnings.warn(f"out of memory: going on with {size.features} features at a time", stacklevel=3)
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
     record = record._replace(sparse=plan.sparse)
     if criterion not in STEPS:
@@ -259,14 +259,14 @@ def score_levels(
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
-    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, batch)
+    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, size.images)
     found = []
     for level, record in zip(levels, records, strict=True):
         counts, parts = level.counts(count_relevant(possible, shapes)), []
-        for some in (slice(start, start + size) for start in range(0, len(features), size)):
+        for some in (slice(start, start + size.features) for start in range(0, len(features), size.features)):
             first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]
-            parts.append(rounds(*asked, first, there, counts[:, some], batch, progress))
+            parts.append(rounds(*asked, first, there, counts[:, some], size.images, progress))
         last = _joined(tuple(parts), len(features))
         found.append(Scores(last, possible, chosen, record))
     return found

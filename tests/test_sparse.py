@@ -176,10 +176,10 @@ def test_out_of_memory_halves_the_chunk(small, monkeypatch):
     expected = jc.score(small.model, small.images, features, batch=5)
     program = passes.program
 
-    def limited(plan, variables, features, batch):
-        if features > 2:
+    def limited(plan, variables, size):
+        if size.features > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
-        return program(plan, variables, features, batch)
+        return program(plan, variables, size)
 
     monkeypatch.setattr(passes, "program", limited)
     with pytest.warns(UserWarning, match="out of memory: going on with [42] features"):
@@ -205,9 +205,9 @@ def test_a_compiled_step_that_is_too_large_is_halved(small, monkeypatch):
     sizes = []
     program = passes.program
 
-    def noted(plan, variables, features, batch):
-        found = program(plan, variables, features, batch)
-        sizes.append((features, found.bytes))
+    def noted(plan, variables, size):
+        found = program(plan, variables, size)
+        sizes.append((size.features, found.bytes))
         return found
 
     monkeypatch.setattr(passes, "program", noted)
