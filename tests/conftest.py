@@ -3,8 +3,9 @@
 import os
 from typing import NamedTuple
 
-# most of the time goes into compiling; without LLVM's optimizations it is a third less (read when jax starts)
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# most of the time goes into compiling; without LLVM's optimizations it is a third less, and with the plain emitters
+# again a third of that (read when jax starts; a value of one's own, even an empty one, takes the place of both)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import numpy as np
