@@ -176,12 +176,8 @@ def _layers(model: Model, circuit: Circuit) -> dict[str, Layer]:
     for name, mask in circuit.masks.items():
         expected = (there[name].inputs, there[name].outputs) if name in there else None
         if mask.shape != expected:
-            what = (
-                f"its mask of {name!r} is {mask.shape}, the layer {expected}" if expected else f"no layer is {name!r}"
-            )
-            raise InputError(
-                f"the circuit is not one of {model.name}: of shape (I, O) its mask of {what}, not {expected}"
-            )
+            what = f"its mask of {name!r} is {mask.shape}, the layer {expected}" if expected else f"no layer {name!r}"
+            raise InputError(f"the circuit is not one of {model.name}'s: {what}")
     circuit.features.resolve(there)
     return {name: there[name] for name in circuit.masks}
 

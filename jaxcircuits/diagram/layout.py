@@ -6,16 +6,20 @@ diagram.js, places by the same rules.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Flow, Graph
 
-GAP, HEIGHT = 250.0, 860.0  # between columns, and of all of them
+WIDTH, HEIGHT = 1200.0, 860.0  # of all columns, if that leaves a gap between them that is neither small nor large
+GAPS = 190.0, 400.0
 PITCH, FILL = 52.0, 0.86  # the largest distance of nodes, and how much of it a node takes
+SMALL, SIDE = 32.0, 4  # below this distance nodes stand side by side, at most so many
 HEADER, CORRIDOR, BETWEEN = 34.0, 22.0, 16.0  # heights: over a block, of passing edges, between rows
 SWEEPS = 12
 
@@ -80,11 +84,17 @@ def orders(graph: Graph, columns: Sequence[Sequence[Row]]) -> np.ndarray:
         length = float((weight * np.abs(height[source] - height[target])).sum())
         if length < best:
             best, found = length, height.copy()
+    found[[n for n in range(count) if graph.block(n).kind == INPUT]] = 0  # red, green, blue
     order = np.zeros(count, int)
     for column in members:
         for nodes in column:
             order[nodes[np.argsort(found[nodes], kind="stable")]] = np.arange(len(nodes))
     return order
+
+
+def gap(columns: Sequence[object]) -> float:
+    """From column to column."""
+    return float(np.clip(WIDTH / max(len(columns) - 1, 1), *GAPS))
 
 
 def _stand(column: Sequence[np.ndarray], height: np.ndarray) -> None:
@@ -124,23 +134,27 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
     for node in sorted(np.nonzero(flow.nodes)[0].tolist(), key=lambda n: order[n]):
         nodes.setdefault(graph.nodes[node][0], []).append(node)
     passing = {(graph.nodes[a][0], graph.nodes[b][0]) for a, b in there}
-    centres, sizes, tops, corridors = {}, {}, {}, {}
+    centres, sizes, tops, corridors, step = {}, {}, {}, {}, gap(columns)
     for depth, column in enumerate(columns):
-        x = depth * GAP
+        x = depth * step
         shown = [row for row in column if (row.block in nodes if row.to is None else tuple(row) in passing)]
         fixed = sum(HEADER if row.to is None else CORRIDOR for row in shown) + BETWEEN * (len(shown) - 1)
         total = sum(len(nodes[row.block]) for row in shown if row.to is None)
         pitch = min(PITCH, (HEIGHT - fixed) / max(total, 1))
+        beside = int(np.clip(np.ceil(SMALL / pitch), 1, SIDE))
+        size = min(pitch * beside, PITCH) * FILL
         y = (HEIGHT - fixed - total * pitch) / 2
         for row in shown:
             if row.to is not None:
                 corridors[depth, row.block, row.to] = y + CORRIDOR / 2
                 y += CORRIDOR + BETWEEN
                 continue
-            tops[row.block] = (x, y)
+            tops[row.block] = (x, y - max(0.0, size - pitch) / 2)
             y += HEADER
-            for node in nodes[row.block]:
-                centres[node], sizes[node] = (x, y + pitch / 2), pitch * FILL
+            for k, node in enumerate(nodes[row.block]):
+                # side by side like bricks: every node has a height of its own
+                centres[node] = (x + (k % beside - (beside - 1) / 2) * size * 1.2, y + pitch / 2)
+                sizes[node] = size
                 y += pitch
             y += BETWEEN
     within = {n: (k + 0.5) / len(group) - 0.5 for group in nodes.values() for k, n in enumerate(group)}
@@ -150,10 +164,10 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
         points = [(centres[a][0] + sizes[a] / 2, centres[a][1])]
         for depth in range(graph.depths[ba] + 1, graph.depths[bb]):
             y = corridors[depth, ba, bb] + within[a] * CORRIDOR
-            points += [(depth * GAP - PITCH / 2, y), (depth * GAP + PITCH / 2, y)]
+            points += [(depth * step - PITCH, y), (depth * step + PITCH, y)]
         points.append((centres[b][0] - sizes[b] / 2, centres[b][1]))
         curves[a, b] = _chain(points)
-    width = GAP * (len(columns) - 1)
+    width = step * (len(columns) - 1)
     return Layout(width, HEIGHT, centres, sizes, tops, {b: len(group) for b, group in nodes.items()}, curves)
 
 
@@ -165,7 +179,7 @@ def _all(some: np.ndarray, graph: Graph) -> np.ndarray:
 def _chain(points: Sequence[tuple[float, float]]) -> np.ndarray:
     """Cubic curves through points, which leave and arrive horizontally."""
     chain = [points[0]]
-    for (x, y), (u, v) in zip(points, points[1:], strict=False):
+    for (x, y), (u, v) in itertools.pairwise(points):
         bend = (u - x) * 0.45
         chain += [(x + bend, y), (u - bend, v), (u, v)]
     return np.array(chain)
