@@ -138,14 +138,16 @@ def graph(model: Model, circuit: Circuit, *, most: int = MOST) -> Graph:
     weights = {name: _weights(layer, model) for name, layer in layers.items()}
     network = model.network()
     found = connections(network, model.variables, tuple(circuit.masks))
-    order, scored = _ranked(circuit, weights)
+    best = ranking(circuit, weights)
     kept = sum(int(mask.sum()) for mask in circuit.masks.values())
     edges, ranks = [], []
-    for rank, (name, i, o) in enumerate(order[:most]):
+    kernels = zip(best.layers[:most].tolist(), best.i[:most].tolist(), best.o[:most].tolist(), strict=True)
+    for rank, (layer, i, o) in enumerate(kernels):
+        name = best.names[layer]
         channel = o // (layers[name].outputs // layers[name].groups) * layers[name].inputs + i
         if name not in found.sources or (source := int(found.sources[name][channel])) < 0:
             continue
-        score = float(circuit.scores[name][i, o]) if scored and circuit.scores else None
+        score = float(circuit.scores[name][i, o]) if best.scored and circuit.scores else None
         edges.append(Edge(source, found.node(name, o), name, i, o, score, weights[name][i, o]))
         ranks.append(rank)
     links = [(parent, node) for node, parents in found.parents.items() for parent in parents]
@@ -162,9 +164,9 @@ def graph(model: Model, circuit: Circuit, *, most: int = MOST) -> Graph:
         tuple(links),
         feature,
         kept,
-        min(most, len(order)),
+        min(most, len(best.o)),
         int(circuit.manifest["relevant"]),
-        scored,
+        best.scored,
         kept > most,
     )
     return _without_the_rest(drawn)
@@ -188,28 +190,55 @@ def _weights(layer: Layer, model: Model) -> np.ndarray:
     return w.reshape(*layer.window, layer.inputs, layer.outputs).transpose(2, 3, 0, 1)
 
 
-def _ranked(circuit: Circuit, weights: Mapping[str, np.ndarray]) -> tuple[list[tuple[str, int, int]], bool]:
-    """Kernels (layer, i, o), the best first: all that have a score, or those of the circuit where its scores are not
-    stored or do not rank it."""
-    names = list(circuit.masks)
-    mask = np.concatenate([circuit.masks[n].T.ravel() for n in names])
-    place = np.concatenate([np.full(circuit.masks[n].size, k) for k, n in enumerate(names)])
-    first = np.searchsorted(place, np.arange(len(names)))
+class Ranking(NamedTuple):
+    """Kernels, the best first.
+
+    Attributes:
+        names: the layers.
+        layers, i, o: (R,) each: which of the layers, input channel within its group, output channel.
+        scored: whether the circuit's scores rank them; those that are not kept are there then, too.
+    """
+
+    names: tuple[str, ...]
+    layers: np.ndarray
+    i: np.ndarray
+    o: np.ndarray
+    scored: bool
+
+    def masks(self, circuit: Circuit, kernels: int) -> dict[str, np.ndarray]:
+        """The circuit of so many kernels: {layer: (I, O) bool}."""
+        masks = {name: np.zeros(mask.shape, bool) for name, mask in circuit.masks.items()}
+        for k, name in enumerate(self.names):
+            here = self.layers[:kernels] == k
+            masks[name][self.i[:kernels][here], self.o[:kernels][here]] = True
+        return masks
+
+
+def ranking(circuit: Circuit, weights: Mapping[str, np.ndarray] | None = None) -> Ranking:
+    """All kernels that have a score; or those of the circuit where its scores are not stored or do not rank it.
+
+    Args:
+        circuit: whose kernels they are.
+        weights: {layer: (I, O, h, w)}, by whose means of absolute values kernels without scores are ranked.
+    """
+    names = tuple(circuit.masks)
+    flat = lambda arrays: np.concatenate([arrays[n].T.ravel() for n in names])  # noqa: E731
+    mask = flat(circuit.masks)
+    layers = np.concatenate([np.full(circuit.masks[n].size, k) for k, n in enumerate(names)])
+    places = [np.indices(circuit.masks[n].T.shape).reshape(2, -1) for n in names]
+    o, i = np.concatenate(places, 1)
+    order = np.nonzero(mask)[0]
     if scored := circuit.scores is not None and set(circuit.scores) == set(names):
-        values = np.concatenate([circuit.scores[n].T.ravel() for n in names]).astype(np.float64)
+        values = flat(circuit.scores).astype(np.float64)
         # in ties a kept kernel comes first, then layer, o, i, as in `top_kernels`
-        order = np.lexsort((~mask, -values))
-        order = order[mask[order] | (values[order] != 0)]
-        scored = bool(mask[order[: mask.sum()]].all())
-    if not scored:
-        size = np.concatenate([np.abs(weights[n]).mean((2, 3)).T.ravel() for n in names])
-        order = np.argsort(np.where(mask, -size, np.inf), kind="stable")[: mask.sum()]
-    kernels = []
-    for k in order:
-        name = names[place[k]]
-        o, i = divmod(int(k - first[place[k]]), circuit.masks[name].shape[0])
-        kernels.append((name, i, o))
-    return kernels, scored
+        every = np.lexsort((~mask, -values))
+        every = every[mask[every] | (values[every] != 0)]
+        if scored := bool(mask[every[: mask.sum()]].all()):
+            order = every
+    if not scored and weights is not None:
+        size = flat({n: np.abs(weights[n]).mean((2, 3)) for n in names})
+        order = order[np.argsort(-size[order], kind="stable")]
+    return Ranking(names, layers[order], i[order], o[order], scored)
 
 
 def _feature(circuit: Circuit, found: Connections, links: list[tuple[int, int]]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.circuit import Circuit
+from jaxcircuits.circuit import Circuit, feature_label
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Graph
 from jaxcircuits.diagram.layout import Row
@@ -20,30 +20,21 @@ STYLES = ("diagram.css",)
 Pictures = Mapping[tuple[str, int], np.ndarray]
 
 
-def page(graph: Graph, columns, order: np.ndarray, circuit: Circuit, pictures: Pictures, said: str) -> str:
-    """One diagram that fills a page."""
-    manifest = circuit.manifest
+def page(contents: dict[str, Any], circuit: Circuit) -> str:
+    """One diagram that fills a page; its contents are those of `contents`."""
     return render(
         "diagram.html",
         package=PACKAGE,
-        title=f"{manifest['model']} · {label(circuit)}",
+        title=f"{circuit.manifest['model']} · {feature_label(circuit.manifest)}",
         styles=STYLES,
         scripts=(*SCRIPTS, "one.js"),
-        data=contents(graph, columns, order, circuit, pictures, said),
+        data=contents,
         summary=summary(circuit),
     )
 
 
-def label(circuit: Circuit) -> str:
-    """A circuit's feature as it is written on the command line."""
-    feature = circuit.manifest["feature"]
-    position = feature["position"]
-    if isinstance(position, list):
-        position = "given" if position and isinstance(position[0], list) else ",".join(map(str, position))
-    return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{position}" if position else "")
-
-
 def summary(circuit: Circuit) -> str:
+    """What the circuit is, in a line."""
     manifest, r = circuit.manifest, circuit.manifest["correlation"]
     amount = f"{manifest['kernels']} kernels" if manifest["keep"] is None else f"keep {manifest['keep']:g}"
     return f"{manifest['criterion']}, {amount}, " + ("constant" if r is None else f"r = {r:.3f}")
@@ -72,7 +63,7 @@ def contents(
         nodes.append([block, channel, int(order[node]), None if image is None else data_uri(image)])
     edges = graph.edges
     return {
-        "label": label(circuit),
+        "label": feature_label(circuit.manifest),
         "blocks": [[*block, depth] for block, depth in zip(graph.blocks, depths, strict=True)],
         "columns": [[[row.block, row.to] for row in column] for column in columns],
         "nodes": nodes,

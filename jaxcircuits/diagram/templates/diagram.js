@@ -160,6 +160,8 @@ class Diagram {
     this.marks.forEach((mark, node) => { if (this.flow.nodes[node]) mark.setAttribute("aria-label", this.nodeWords(node)); });
     this.tops.replaceChildren(...tops.map((at, block) => at && members[block].length ? this.top(block, at) : null).filter(Boolean));
     this.effective = count;
+    // many lines are drawn thinner and fainter
+    this.world.style.setProperty("--dense", Math.max(0.4, Math.min(1, Math.sqrt(300 / count))).toFixed(3));
     const keep = kernels / this.data.relevant, n = page.number;
     this.level.textContent = `${n(keep, 2)} · ${n(kernels)} kernels, ${n(count)} on a path`;
     this.slider.value = Math.round((1000 * Math.log(kernels)) / Math.log(Math.max(this.data.most, 2)));
