@@ -21,7 +21,7 @@ from jaxcircuits.diagram.formats import graphml, node_link
 from jaxcircuits.diagram.graph import MOST, Graph, graph
 from jaxcircuits.diagram.layout import Row, orders, rows
 from jaxcircuits.diagram.page import contents, page, summary
-from jaxcircuits.diagram.pictures import node_pictures
+from jaxcircuits.diagram.pictures import COUNT, node_pictures
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import write_whole
 from jaxcircuits.model import Model
@@ -79,6 +79,7 @@ def diagram(
     images=None,
     *,
     most: int = MOST,
+    patches: int = COUNT,
     pictures: Mapping[tuple[str, int], np.ndarray] | None = None,
 ) -> Diagram:
     """Draw a circuit: channels are nodes, kernels on a path to the feature are edges.
@@ -89,6 +90,7 @@ def diagram(
         images: as for `score`; nodes carry the patches of them that drive the channel in the circuit most. None: only
             the first layer's filters are shown.
         most: kernels that are drawn at the most.
+        patches: of each channel.
         pictures: {(layer, channel): (h, w, 3) uint8} instead of those. Of a wide one the node shows the first square,
             the page all of them when the pointer is there.
 
@@ -102,5 +104,5 @@ def diagram(
     columns = rows(found)
     said = "" if pictures is None else "Pictures: as given."
     if pictures is None:
-        pictures, said = node_pictures(model, circuit, found, images)
+        pictures, said = node_pictures(model, circuit, found, images, count=patches)
     return Diagram(circuit, found, columns, orders(found, columns), pictures, said)

@@ -66,8 +66,8 @@ def node_pictures(
 def feature_patches(model: Model, circuit: Circuit, images, *, count: int, size: int) -> np.ndarray:
     """A strip of what drives the circuit's feature most, anywhere in the images: (size, squares * size, 3) uint8."""
     feature = circuit.manifest["feature"]
-    key = feature["layer"], feature.get("channel", -1)
-    patches = top_patches(model, circuit, {key[0]: [key[1]]}, images, count)[key]
+    layer, channel = feature["layer"], feature.get("channel", -1)
+    patches = top_patches(model, circuit, {layer: [channel]}, images, count)[layer, channel]
     return np.concatenate([_square(patch, size) for patch in patches], 1)
 
 
@@ -132,15 +132,15 @@ def top_patches(
         for c in chosen:
             for k, n in enumerate(best[:, c]):
                 wanted.setdefault(int(n), []).append((name, c, k, int(place[n, c])))
-    found: dict[tuple[str, int], list] = {}
+    patches: dict[tuple[str, int], list] = {}
     start = 0
     for block, real in batches(images, BATCH):
         for n in range(start, start + real):
             for name, c, k, place in wanted.get(n, ()):
                 patch = _cut(block[n - start], seen[name], *divmod(place, network.layers[name].positions[1]))
-                found.setdefault((name, c), []).append((k, np.clip(_pixels(model, patch), 0, 255).astype(np.uint8)))
+                patches.setdefault((name, c), []).append((k, np.clip(_pixels(model, patch), 0, 255).astype(np.uint8)))
         start += real
-    return {key: [patch for _, patch in sorted(some, key=lambda pair: pair[0])] for key, some in found.items()}
+    return {key: [patch for _, patch in sorted(some, key=lambda pair: pair[0])] for key, some in patches.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("network", "names", "target"))
@@ -169,7 +169,7 @@ def _maxima(
 
 
 def _pixels(model: Model, patch: np.ndarray) -> np.ndarray:
-    return np.round(255 * (patch * np.float32(model.std) + np.float32(model.mean)))
+    return np.round(255 * (patch * np.asarray(model.std) + np.asarray(model.mean)))
 
 
 def _cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:

@@ -65,7 +65,7 @@ class Walk:
             return [Value()]  # inside a layer: its output is marked by its probe
         labels = [v.labels for v in values]
         if name == "split":
-            return [Value(part) for part in _split(equation.params, labels[0], shapes[0])]
+            return [Value(part) for part in _split(equation.params, labels)]
         if name in RULES:
             return [Value(RULES[name](self, equation.params, labels, shapes, results[0].aval.shape))]
         if name.startswith(("reduce_window", "select_and")):
@@ -112,7 +112,9 @@ class Walk:
         channels = np.zeros(len(both), int)
         channels[where.reshape(-1)] = np.nonzero(apart)[-1]
         order = np.argsort(channels, kind="stable")
-        result[apart] = self.junction(sign, both[order], channels[order])[np.argsort(order)][where.reshape(-1)]
+        result[apart] = self.junction(sign, both[order].tolist(), channels[order].tolist())[np.argsort(order)][
+            where.reshape(-1)
+        ]
         return result
 
     def junction(self, sign: str, parents: Sequence[Sequence[int]], channels: Sequence[int]) -> np.ndarray:
@@ -163,11 +165,11 @@ def _squeezed(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _split(params, labels: np.ndarray, shape) -> list[np.ndarray]:
-    a = params["axis"]
-    if labels.shape[a] == 1:
-        return [labels] * len(params["sizes"])
-    return np.split(labels, np.cumsum(params["sizes"])[:-1], axis=a)
+def _split(params, labels: list) -> list[np.ndarray]:
+    (part,), a = labels, params["axis"]
+    if part.shape[a] == 1:
+        return [part] * len(params["sizes"])
+    return np.split(part, np.cumsum(params["sizes"])[:-1], axis=a)
 
 
 def _broadcast(walk, params, labels, shapes, result):
