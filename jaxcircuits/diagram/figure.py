@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ ACCENT, PIXELS = "#009e73", ("#d1495b", "#4a9d5b", "#4472c4")
 UNITS = 110.0  # of the layout, to an inch
 MANY = 300  # more lines than that are drawn thinner and fainter
 NARROW = 9.0  # nodes below this size carry no number
-STYLE = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "jaxcircuits", "font.family": ["DejaVu Sans"]}
+STYLE: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "jaxcircuits", "font.family": ["DejaVu Sans"]}
 
 
 def figure(

@@ -241,11 +241,12 @@ class Diagram {
       rows.push(make("tr", {}, make("td", {}, name), make("td", {}, n(this.places.members[block]?.length ?? 0)), make("td", {}, n(kernels))));
     });
     return [
+      this.effective ? null : make("p", { class: "nothing" }, "No path leads from the pixels to the feature at this level: its map is the same for every image."),
       make("h2", {}, "Kernels"),
       line("more", "excitatory: its weights sum above 0"), line("less", "inhibitory: below 0"),
       this.data.links.length ? line("link", "passed on without a kernel") : null,
       make("p", { class: "soft" }, this.data.scored ? "wider: higher score" : "no scores: one width"),
-      make("table", {}, make("tr", {}, make("th", {}, "layer"), make("th", {}, "channels"), make("th", {}, "kernels")), ...rows),
+      !rows.length ? null : make("table", {}, make("tr", {}, make("th", {}, "layer"), make("th", {}, "channels"), make("th", {}, "kernels")), ...rows),
       this.data.said ? make("p", { class: "soft" }, this.data.said) : null,
       make("p", { class: "soft note" }, this.data.why[0].toUpperCase() + this.data.why.slice(1) + "."),
       make("p", { class: "faint" }, "Click a channel or a kernel to isolate what flows through it. Wheel zooms, dragging moves. Tab and arrows go from channel to channel, Enter isolates, Escape clears."),
