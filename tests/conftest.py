@@ -52,7 +52,7 @@ def chromium():
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.fail(
-            f"pages are tested in Chromium, which is not here: apt-get install chromium, or set CHROMIUM to its path; "
+            "pages are tested in Chromium, which is not here: apt-get install chromium, or set CHROMIUM to its path; "
             f"looked for {', '.join(names)}"
         )
     with sync_playwright() as playwright:
@@ -61,27 +61,32 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def opened(chromium, tmp_path):
-    """Open a page from disk: `opened(html)`; it must not ask the network for anything, nor say anything."""
-    said, asked = [], []
-    context = chromium.new_context(viewport={"width": 1300, "height": 850}, color_scheme="light")
+class Pages:
+    """Opens pages from disk. They must ask no network for anything, and say nothing on the console."""
 
-    def run(html):
-        path = tmp_path / "page.html"
+    def __init__(self, context, folder):
+        self.context, self.folder, self.said, self.asked, self.paths = context, folder, [], [], []
+
+    def __call__(self, html):
+        path = self.folder / f"page{len(self.paths)}.html"
         path.write_text(html, encoding="utf-8")
-        page = context.new_page()
+        self.paths.append(path.as_uri())
+        page = self.context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.asked.append(request.url))
         page.goto(path.as_uri())
         return page
 
-    yield run
+
+@pytest.fixture
+def opened(chromium, tmp_path_factory):
+    """`opened(html)` is a page in Chromium."""
+    context = chromium.new_context(viewport={"width": 1300, "height": 850}, color_scheme="light")
+    pages = Pages(context, tmp_path_factory.mktemp("pages"))
+    yield pages
     context.close()
-    assert not said
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"} and len(asked) - sum(
-        url.startswith(("data:", "blob:")) for url in asked
-    ) == 1
+    assert not pages.said
+    assert [url for url in pages.asked if not url.startswith(("data:", "blob:"))] == pages.paths

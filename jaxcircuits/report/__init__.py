@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +100,9 @@ def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, A
         counts |= {min(max(1, math.floor(keep * relevant + 0.5)), len(best.o)) for keep in KEEPS}
     masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in sorted(counts)]
     masks = [{name: m[None] for name, m in mask.items()} for mask in masks]
-    judged = evaluate(model, images, circuit.features, masks, ablation=circuit.ablation)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so that r is not defined")  # where it is not, no point is drawn
+        judged = evaluate(model, images, circuit.features, masks, ablation=circuit.ablation)
     r = [finite(value) for value in np.asarray(judged.correlation()).reshape(-1)]
     points = [(count / relevant, count, value) for count, value in zip(sorted(counts), r, strict=True)]
     return {"points": points, "chart": chart(points, kept), "scored": best.scored}

@@ -165,6 +165,7 @@ class Diagram {
     const keep = kernels / this.data.relevant, n = page.number;
     this.level.textContent = `${n(keep, 2)} · ${n(kernels)} kernels, ${n(count)} on a path`;
     this.slider.value = Math.round((1000 * Math.log(kernels)) / Math.log(Math.max(this.data.most, 2)));
+    this.shownPlace = Number(this.slider.value);
     this.slider.setAttribute("aria-valuetext", `keep ${n(keep, 2)}, ${kernels} kernels`);
     this.own.disabled = kernels === Math.min(this.data.kept, this.data.most);
     this.svg.dataset.kernels = kernels;
@@ -172,6 +173,13 @@ class Diagram {
     if (this.chosen && !(this.chosen.node !== undefined ? this.flow.nodes[this.chosen.node] : this.flow.on[this.chosen.edge])) this.chosen = null;
     this.isolate(this.chosen);
     this.seek();
+  }
+
+  /* How many kernels a place of the slider stands for; every step is at least one kernel. */
+  wanted(place) {
+    const most = this.data.most, step = Math.sign(place - this.shownPlace);
+    const kernels = Math.round(Math.exp((place / 1000) * Math.log(Math.max(most, 2))));
+    return Math.max(1, Math.min(most, step * (kernels - this.kernels) > 0 ? kernels : this.kernels + step));
   }
 
   top(block, [x, y]) {
@@ -382,7 +390,7 @@ class Diagram {
 
   listen() {
     let drag = null;
-    this.slider.addEventListener("input", () => this.show(Math.max(1, Math.round(Math.exp((this.slider.value / 1000) * Math.log(Math.max(this.data.most, 2)))))));
+    this.slider.addEventListener("input", () => this.show(this.wanted(Number(this.slider.value))));
     this.own.addEventListener("click", () => this.show(Math.min(this.data.kept, this.data.most)));
     this.search.addEventListener("input", () => this.seek());
     this.search.addEventListener("keydown", (event) => {
@@ -422,9 +430,10 @@ class Diagram {
     });
     this.svg.addEventListener("pointercancel", () => { drag = null; });
     this.svg.addEventListener("pointerleave", () => this.hover(null, null));
-    this.nodesGroup.addEventListener("focusin", (event) => {
+    // on an element of SVG this listener would make it a stop of Tab
+    this.element.addEventListener("focusin", (event) => {
       const mark = event.target.closest(".node");
-      if (mark && mark.matches(":focus-visible")) this.reveal(+mark.dataset.node);
+      if (mark?.matches(":focus-visible")) this.reveal(+mark.dataset.node);
     });
     this.element.addEventListener("keydown", (event) => this.key(event));
     document.addEventListener("theme", () => this.isolate(this.chosen));
