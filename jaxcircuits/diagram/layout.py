@@ -140,14 +140,15 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
         shown = [row for row in column if (row.block in nodes if row.to is None else tuple(row) in passing)]
         fixed = sum(HEADER if row.to is None else CORRIDOR for row in shown) + BETWEEN * (len(shown) - 1)
         total = sum(len(nodes[row.block]) for row in shown if row.to is None)
-        pitch = min(PITCH, (HEIGHT - fixed) / max(total, 1))
-        beside = int(np.clip(np.ceil(SMALL / pitch), 1, SIDE))
-        size = min(pitch * beside, PITCH) * FILL
+        beside, size, pitch = _sizes(fixed, total)
+        over = max(0.0, size - pitch)  # bricks are higher than their share
+        fixed += over * (len(shown) - 1)
+        beside, size, pitch = _sizes(fixed, total)
         y = (HEIGHT - fixed - total * pitch) / 2
         for row in shown:
             if row.to is not None:
                 corridors[depth, row.block, row.to] = y + CORRIDOR / 2
-                y += CORRIDOR + BETWEEN
+                y += CORRIDOR + BETWEEN + over
                 continue
             tops[row.block] = (x, y - max(0.0, size - pitch) / 2)
             y += HEADER
@@ -156,7 +157,7 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
                 centres[node] = (x + (k % beside - (beside - 1) / 2) * size * 1.2, y + pitch / 2)
                 sizes[node] = size
                 y += pitch
-            y += BETWEEN
+            y += BETWEEN + over
     within = {n: (k + 0.5) / len(group) - 0.5 for group in nodes.values() for k, n in enumerate(group)}
     curves = {}
     for a, b in there:
@@ -169,6 +170,13 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
         curves[a, b] = _chain(points)
     width = step * (len(columns) - 1)
     return Layout(width, HEIGHT, centres, sizes, tops, {b: len(group) for b, group in nodes.items()}, curves)
+
+
+def _sizes(fixed: float, total: int) -> tuple[int, float, float]:
+    """Of a column's nodes: how many stand side by side, their size and distance."""
+    pitch = min(PITCH, (HEIGHT - fixed) / max(total, 1))
+    beside = int(np.clip(np.ceil(SMALL / pitch), 1, SIDE))
+    return beside, min(pitch * beside, PITCH) * FILL, pitch
 
 
 def _all(some: np.ndarray, graph: Graph) -> np.ndarray:

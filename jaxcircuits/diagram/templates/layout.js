@@ -18,6 +18,12 @@ function flowOf(graph, kernels) {
   return { on, nodes };
 }
 
+function sizesOf(fixed, total) {
+  const pitch = Math.min(PITCH, (HEIGHT - fixed) / Math.max(total, 1));
+  const beside = Math.max(1, Math.min(SIDE, Math.ceil(SMALL / pitch)));
+  return { pitch, beside, side: Math.min(pitch * beside, PITCH) * FILL };
+}
+
 function layoutOf(graph, data, flow) {
   const members = data.blocks.map(() => []);
   for (const node of graph.inOrder) if (flow.nodes[node]) members[data.nodes[node][0]].push(node);
@@ -34,18 +40,19 @@ function layoutOf(graph, data, flow) {
     const shown = column.filter(([b, to]) => (to === null ? members[b].length : passing.has(`${b},${to}`)));
     let fixed = BETWEEN * (shown.length - 1), total = 0;
     for (const [b, to] of shown) { fixed += to === null ? HEADER : CORRIDOR; if (to === null) total += members[b].length; }
-    const pitch = Math.min(PITCH, (HEIGHT - fixed) / Math.max(total, 1));
-    const beside = Math.max(1, Math.min(SIDE, Math.ceil(SMALL / pitch))), side = Math.min(pitch * beside, PITCH) * FILL;
+    const over = Math.max(0, sizesOf(fixed, total).side - sizesOf(fixed, total).pitch);  // bricks are higher than their share
+    fixed += over * (shown.length - 1);
+    const { beside, side, pitch } = sizesOf(fixed, total);
     let at = (HEIGHT - fixed - total * pitch) / 2;
     for (const [b, to] of shown) {
-      if (to !== null) { corridors[`${depth},${b},${to}`] = at + CORRIDOR / 2; at += CORRIDOR + BETWEEN; continue; }
+      if (to !== null) { corridors[`${depth},${b},${to}`] = at + CORRIDOR / 2; at += CORRIDOR + BETWEEN + over; continue; }
       tops[b] = [depth * step, at - Math.max(0, side - pitch) / 2];
       at += HEADER;
       members[b].forEach((node, k) => {
         x[node] = depth * step + (k % beside - (beside - 1) / 2) * side * 1.2;
         y[node] = at + pitch / 2; size[node] = side; at += pitch;
       });
-      at += BETWEEN;
+      at += BETWEEN + over;
     }
   });
   const curves = new Array(graph.pairs);
