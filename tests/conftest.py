@@ -62,7 +62,10 @@ def chromium():
 
 
 class Pages:
-    """Opens pages from disk. They must ask no network for anything, and say nothing on the console."""
+    """Opens pages from disk. They must ask no network for anything, and say nothing on the console but what holds
+    `expected`, if a test sets it."""
+
+    expected = None
 
     def __init__(self, context, folder):
         self.context, self.folder, self.said, self.asked, self.paths = context, folder, [], [], []
@@ -88,5 +91,8 @@ def opened(chromium, tmp_path_factory):
     pages = Pages(context, tmp_path_factory.mktemp("pages"))
     yield pages
     context.close()
-    assert not pages.said
+    if pages.expected is None:
+        assert not pages.said
+    else:
+        assert pages.said and all(pages.expected in words for words in pages.said)
     assert [url for url in pages.asked if not url.startswith(("data:", "blob:"))] == pages.paths

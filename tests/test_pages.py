@@ -304,6 +304,7 @@ def test_names_are_never_markup(opened):
 def test_a_script_that_escaping_missed_would_not_run(opened, html):
     """The page's policy admits its own scripts only. Chromium says so on its console."""
     page = opened(html)
+    opened.expected = "Content Security Policy"
     page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hit = 1'}))"
     )
