@@ -17,6 +17,7 @@ from jaxcircuits.circuit import Circuit
 from jaxcircuits.compare import compare
 from jaxcircuits.comparison import Comparison
 from jaxcircuits.data import Images, read_images
+from jaxcircuits.diagram import Diagram, diagram
 from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.export import export_circuit
@@ -30,6 +31,7 @@ from jaxcircuits.model import Model
 from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.receptive import receptive_fields
+from jaxcircuits.report import report
 from jaxcircuits.scores import Scores, score
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Circuit",
     "Comparison",
+    "Diagram",
     "Evaluation",
     "Features",
     "Images",
@@ -49,6 +52,7 @@ __all__ = [
     "complement",
     "correlation",
     "curve",
+    "diagram",
     "effective_kernels",
     "evaluate",
     "export_circuit",
@@ -62,6 +66,7 @@ __all__ = [
     "read_images",
     "receptive_fields",
     "relevant_kernels",
+    "report",
     "score",
     "scores_at",
     "stability",

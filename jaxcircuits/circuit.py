@@ -151,6 +151,14 @@ def feature_stem(manifest: Mapping[str, Any]) -> str:
     return _tame(f"{feature['layer']}_{which}{f'@{position}' if position else ''}")
 
 
+def feature_label(manifest: Mapping[str, Any]) -> str:
+    """The feature as it is written on the command line: `features.10:9@6,6`."""
+    feature, position = manifest["feature"], manifest["feature"]["position"]
+    if isinstance(position, list):
+        position = "given" if position and isinstance(position[0], list) else ",".join(map(str, position))
+    return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{position}" if position else "")
+
+
 def _tame(name: str) -> str:
     """Characters that could lead out of a folder, or that a file system may refuse, become `_`."""
     return re.sub(r"[^\w.,@+=-]", "_", name)

@@ -282,6 +282,11 @@ def _concatenate(params, seen, shapes, result) -> _Seen:
     return _Seen(dimension, *(np.concatenate(side) for side in zip(*ends, strict=True)))
 
 
+def _stack(params, seen, shapes, result) -> _Seen:
+    new = params["axis"]
+    return _Seen.union([p if p.axis is None or p.axis < new else p.along(p.axis + 1) for p in seen])
+
+
 def _rev(params, seen, shapes, result) -> _Seen:
     flipped = seen[0].axis in params["dimensions"]
     return seen[0]._replace(first=seen[0].first[::-1], end=seen[0].end[::-1]) if flipped else seen[0]
@@ -297,5 +302,6 @@ RULES: dict[str, Callable[..., _Seen]] = {
     "slice": _slice,
     "pad": _pad,
     "concatenate": _concatenate,
+    "stack": _stack,
     "rev": _rev,
 }

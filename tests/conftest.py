@@ -1,6 +1,7 @@
 """One small network in Flax and in PyTorch with the same weights, and five images that are not square."""
 
 import os
+import shutil
 from typing import NamedTuple
 
 # Most of the time goes into compiling. Without LLVM's optimizations it is a third less, and with the older emitters a
@@ -45,3 +46,58 @@ def small() -> Pair:
 def alexnet() -> jc.Model:
     """With torchvision's pretrained convolutions."""
     return jc.load("alexnet")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, one for all tests of pages."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.fail(
+            "pages are tested in Chromium, which is not here: apt-get install chromium, or set CHROMIUM to its path; "
+            f"looked for {', '.join(names)}"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Pages:
+    """Opens pages from disk. They must ask no network for anything, and say nothing on the console but what holds
+    `expected`, if a test sets it."""
+
+    expected = None
+
+    def __init__(self, context, folder):
+        self.context, self.folder, self.said, self.asked, self.paths = context, folder, [], [], []
+
+    def __call__(self, html):
+        path = self.folder / f"page{len(self.paths)}.html"
+        path.write_text(html, encoding="utf-8")
+        self.paths.append(path.as_uri())
+        page = self.context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+
+@pytest.fixture
+def opened(chromium, tmp_path_factory):
+    """`opened(html)` is a page in Chromium."""
+    context = chromium.new_context(viewport={"width": 1300, "height": 850}, color_scheme="light")
+    pages = Pages(context, tmp_path_factory.mktemp("pages"))
+    yield pages
+    context.close()
+    if pages.expected is None:
+        assert not pages.said
+    else:
+        assert pages.said and all(pages.expected in words for words in pages.said)
+    assert [url for url in pages.asked if not url.startswith(("data:", "blob:"))] == pages.paths

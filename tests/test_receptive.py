@@ -31,6 +31,7 @@ class Windows(nn.Module):
         x = x.reshape(*x.shape[:3], 2, 2).swapaxes(3, 4).reshape(x.shape)
         x, y = jnp.split(x, 2, axis=-1)
         x = nn.avg_pool(jnp.concatenate([x, nn.silu(y)], -1), (2, 2), (1, 1))
+        x = jnp.stack(jnp.split(x, 2, axis=-1), -1).reshape(x.shape)
         x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0))), (2, 2), (1, 1))
         y = nn.Conv(4, (2, 2), padding="VALID", name="even")(x[:, ::-1][:, 1:, ::2])
         return nn.Dense(2, name="maps")(y) + nn.Dense(2, name="mean")(x.mean((1, 2), keepdims=True))

@@ -1,7 +1,8 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
-circuits.py makes, judges and exports circuits, compare.py compares criteria, networks.py shows and converts networks;
-common.py has what commands share, screen.py what is printed.
+circuits.py makes, judges and exports circuits, compare.py compares criteria, drawings.py draws circuits,
+networks.py shows and converts networks; common.py has what commands share, recorded.py what they take from manifests,
+screen.py what is printed.
 """
 
 import click
@@ -10,9 +11,10 @@ from jaxcircuits import __version__
 from jaxcircuits.cli.circuits import evaluate, export, extract
 from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
+from jaxcircuits.cli.drawings import draw, report
 from jaxcircuits.cli.networks import convert, info
 
-__all__ = ["compare", "convert", "evaluate", "export", "extract", "info", "main"]
+__all__ = ["compare", "convert", "draw", "evaluate", "export", "extract", "info", "main", "report"]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (extract, evaluate, compare, export, convert, info):
+for command in (extract, evaluate, compare, draw, report, export, convert, info):
     main.add_command(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxcircuits import training
 from jaxcircuits.ablation import ABLATIONS
-from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite, method_stem, stem
+from jaxcircuits.circuit import Circuit, check_free, feature_label, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, STEPS, TRAINED
 from jaxcircuits.data import Images, read_images
@@ -105,7 +106,7 @@ def extract(
         for path, circuit in zip(paths, found, strict=True):
             circuit.save(path, force=force)
             rows.append({"circuit": str(path), **circuit.manifest})
-    labels = [_label(row) for row in rows]
+    labels = [feature_label(row) for row in rows]
     r = np.array([row["correlation"] for row in rows], float).reshape(-1, len(levels))
     if plot:
         what = f"{granularity}s kept" + ("" if "kernels" in amounts else " (fraction of the relevant ones)")
@@ -133,10 +134,10 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
     rows = []
     with screen.progress("judging", len(opened), of="circuits", each=1) as progress:
         for path, circuit in opened:
-            network = _network(circuit, weights, model_of)
-            pictures = _pictures(circuit, images, resize, network, strict, images_of)
+            network = network_of(circuit, weights, model_of)
+            pictures = pictures_of(circuit, images, resize, network, strict, images_of)
             judged = {"images": pictures.source, "number": len(pictures), **_judged(network, pictures, circuit)}
-            recorded = {"feature": _label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
+            recorded = {"feature": feature_label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
             rows.append({"circuit": path, **judged, **recorded})
             progress(1)
     columns = ("circuit", "images", "number", "correlation", "recorded", "faithfulness")
@@ -163,7 +164,7 @@ def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet)
     model_of = functools.cache(load)
     written = []
     for circuit, to in zip(opened, stems, strict=True):
-        written += [str(p) for p in export_circuit(_network(circuit, weights, model_of), circuit, to, force=force)]
+        written += [str(p) for p in export_circuit(network_of(circuit, weights, model_of), circuit, to, force=force)]
     for path in written:
         screen.say(path)
     masks, _, state = written[: len(ENDINGS)]
@@ -187,33 +188,6 @@ def _judged(model: Model, images: Images, circuit: Circuit) -> dict[str, Any]:
     }
     numbers = {name: finite(value[0, 0]) for name, value in found.items()}
     return numbers | {"interval": [finite(end) for end in e.interval()[0, 0]], "ablation": ablation}
-
-
-def _network(circuit: Circuit, weights: str | None, load) -> Model:
-    """The circuit's model; with its own weights, unless others are named."""
-    recorded = circuit.manifest["weights"]
-    source = recorded["source"] if weights is None else weights
-    model = load(circuit.manifest["model"], weights=source, transform_input=recorded.get("transform_input"))
-    if weights is None and model.sha256 != recorded["sha256"]:
-        raise InputError(
-            f"the weights {recorded['source']!r} are no longer the circuit's; --weights takes them as they are"
-        )
-    return model
-
-
-def _pictures(circuit: Circuit, images: str | None, resize: str | None, model: Model, strict: bool, read) -> Images:
-    """The circuit's images, unless others are named."""
-    recorded = circuit.manifest["images"]
-    if images is None and recorded["source"] == "array":
-        raise InputError("the circuit was made on an array in memory; name images to judge it on with --images")
-    how = resize or recorded["resize"] or "crop"
-    limit = recorded["number"] if images is None else None
-    pictures = read(images or recorded["source"], model, resize=how, strict=strict, limit=limit)
-    if images is None and resize is None and pictures.digest != recorded["digest"]:
-        raise InputError(
-            f"the images {recorded['source']!r} are no longer the circuit's; --images takes them as they are"
-        )
-    return pictures
 
 
 def _check_places(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], force: bool) -> None:
@@ -246,11 +220,3 @@ def _plot_stem(manifests: Sequence[dict[str, Any]], levels: int) -> str:
     """`features.10_9.snip` for one feature, `features.10_9_and_3_more.snip` for four."""
     more = len(manifests) // levels - 1
     return f"{feature_stem(manifests[0])}{f'_and_{more}_more' if more else ''}.{method_stem(manifests[0])}"
-
-
-def _label(manifest: Mapping[str, Any]) -> str:
-    """A circuit's feature as it is written on the command line."""
-    feature = manifest["feature"]
-    position = feature["position"]
-    at = ",".join(map(str, position)) if isinstance(position, list) else position
-    return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{at}" if at else "")

@@ -1,0 +1,108 @@
+"""Drawings of circuits.
+
+graph.py makes a graph of a circuit, with connections.py and walk.py, which read from the network what is connected to
+what; layout.py says where everything stands; page.py, figure.py and formats.py write it; pictures.py has what nodes
+carry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcircuits.circuit import Circuit, feature_label
+from jaxcircuits.diagram.figure import figure
+from jaxcircuits.diagram.formats import graphml, node_link
+from jaxcircuits.diagram.graph import MOST, Graph, graph
+from jaxcircuits.diagram.layout import Row, orders, rows
+from jaxcircuits.diagram.page import contents, page, summary
+from jaxcircuits.diagram.pictures import COUNT, node_pictures
+from jaxcircuits.errors import InputError
+from jaxcircuits.files import write_whole
+from jaxcircuits.model import Model
+
+FORMATS = ("html", "svg", "png", "pdf", "graphml", "json")
+
+
+@dataclass(frozen=True, eq=False)
+class Diagram:
+    """A circuit, ready to be drawn.
+
+    Attributes:
+        circuit: what is drawn.
+        graph: its nodes and edges.
+        columns, order: where they stand.
+        pictures: {(layer, channel): (h, w, 3) uint8}, of the nodes.
+        said: what the pictures are.
+    """
+
+    circuit: Circuit
+    graph: Graph
+    columns: list[list[Row]]
+    order: np.ndarray
+    pictures: Mapping[tuple[str, int], np.ndarray]
+    said: str
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What the page's script draws."""
+        return contents(self.graph, self.columns, self.order, self.circuit, self.pictures, self.said)
+
+    def to(self, kind: str) -> bytes:
+        """The diagram as "html", "svg", "png", "pdf", "graphml" or "json"."""
+        if kind == "html":
+            return page(self.contents, self.circuit).encode()
+        if kind in ("svg", "png", "pdf"):
+            title = f"{self.circuit.manifest['model']} {feature_label(self.circuit.manifest)}: {summary(self.circuit)}"
+            return figure(self.graph, self.columns, self.order, self.pictures, title=title, kind=kind)
+        if kind not in FORMATS:
+            raise InputError(f"a diagram cannot be written as {kind!r}; expected one of {', '.join(FORMATS)}")
+        return {"graphml": graphml, "json": node_link}[kind](self.graph, self.circuit)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the diagram to a file, in the format that its ending says, whole or not at all.
+
+        Raises:
+            InputError: the ending is none of the formats, or the file cannot be written.
+        """
+        write_whole(Path(path), self.to(Path(path).suffix.lower().removeprefix(".")))
+
+
+def diagram(
+    model: Model,
+    circuit: Circuit,
+    images=None,
+    *,
+    most: int = MOST,
+    patches: int = COUNT,
+    pictures: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> Diagram:
+    """Draw a circuit: channels are nodes, kernels on a path to the feature are edges.
+
+    Args:
+        model: whose circuit it is.
+        circuit: with scores (`extract(..., with_scores=True)`), if its page is to show other levels than its own.
+        images: as for `score`; nodes carry the patches of them that drive the channel in the circuit most. None: only
+            the first layer's filters are shown.
+        most: kernels that are drawn at the most.
+        patches: of each channel.
+        pictures: {(layer, channel): (h, w, 3) uint8} instead of those. Of a wide one the node shows the first square,
+            the page all of them when the pointer is there.
+
+    Returns:
+        A `Diagram`, which `.save(path)` writes as .html, .svg, .png, .pdf, .graphml or .json.
+
+    Raises:
+        InputError: the circuit is of another network, or `most` is below 1.
+    """
+    found = graph(model, circuit, most=most)
+    columns = rows(found)
+    said = "" if pictures is None else "Pictures: as given."
+    if pictures is None:
+        pictures, said = node_pictures(model, circuit, found, images, count=patches)
+    return Diagram(circuit, found, columns, orders(found, columns), pictures, said)

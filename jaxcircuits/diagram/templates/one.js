@@ -1,0 +1,1 @@
+const diagram = new Diagram(document.getElementById("diagram"), page.data);

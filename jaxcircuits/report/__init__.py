@@ -1,0 +1,108 @@
+"""One page about circuits: diagram, r over keep, patches, counts by layer and manifest, several side by side."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcircuits.circuit import Circuit, feature_label, finite
+from jaxcircuits.diagram import diagram
+from jaxcircuits.diagram.graph import MOST, ranking
+from jaxcircuits.diagram.page import PACKAGE as DIAGRAM
+from jaxcircuits.diagram.page import SCRIPTS, STYLES, summary
+from jaxcircuits.diagram.pictures import feature_patches
+from jaxcircuits.faithfulness import evaluate
+from jaxcircuits.model import Model
+from jaxcircuits.pages import data_uri, render, table
+from jaxcircuits.paths import effective_kernels, relevant_kernels
+from jaxcircuits.report.chart import chart
+
+PACKAGE = "jaxcircuits.report"
+KEEPS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+PATCHES, SIZE = 8, 96
+
+
+def report(model: Model, circuits: Sequence[Circuit], images=None, *, title: str = "", most: int = MOST) -> str:
+    """An HTML page about circuits of one model.
+
+    Args:
+        model: whose circuits they are.
+        circuits: shown side by side; with scores, if r over keep is to be drawn.
+        images: as for `score`, for r and patches; None leaves both out.
+        title: of the page.
+        most: kernels that a diagram draws at the most.
+
+    Raises:
+        InputError: a circuit is of another network.
+    """
+    return page([entry(model, circuit, images, most=most) for circuit in circuits], title=title)
+
+
+def page(entries: Sequence[dict[str, Any]], *, title: str = "") -> str:
+    """The page of what `entry` returned, of one model or of several."""
+    names = [entry["label"] for entry in entries]
+    return render(
+        "report.html",
+        package=PACKAGE,
+        title=title or ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+        styles=(*STYLES, "report.css"),
+        scripts=(*SCRIPTS, "report.js"),
+        rooms=(DIAGRAM,),
+        data=[entry["diagram"] for entry in entries],
+        entries=entries,
+    )
+
+
+def entry(model: Model, circuit: Circuit, images=None, *, most: int = MOST) -> dict[str, Any]:
+    """What the page says of one circuit."""
+    manifest, features = circuit.manifest, circuit.features
+    masks = {name: mask[None] for name, mask in circuit.masks.items()}
+    relevant = relevant_kernels(model, features, layers=tuple(masks))
+    effective = effective_kernels(model, features, masks)
+    layers = []
+    for name, mask in circuit.masks.items():
+        on_path = np.asarray(effective[name][0])
+        layers.append([name, int(relevant[name].sum()), int(mask.sum()), int(on_path.sum()), int(on_path.any(0).sum())])
+    return {
+        "label": f"{manifest['model']} {feature_label(manifest)}",
+        "summary": summary(circuit),
+        "manifest": table(manifest),
+        "layers": layers,
+        "total": [sum(row[k] for row in layers) for k in range(1, 5)],
+        "numbers": {name: manifest[name] for name in ("criterion", "keep", "kernels", "relevant", "kept", "effective")},
+        "r": manifest["correlation"],
+        "curve": None if images is None else _curve(model, circuit, images, sum(row[1] for row in layers)),
+        "patches": [] if images is None else _patches(model, circuit, images),
+        "diagram": diagram(model, circuit, images, most=most).contents,
+    }
+
+
+def _patches(model: Model, circuit: Circuit, images) -> list[tuple[str, str]]:
+    """What drives the feature most, in the full network and in the circuit: (words, address of a picture) of each."""
+    if model.channels != 3:
+        return []
+    full = Circuit({}, circuit.manifest, direction=circuit.direction)
+    rows = [("in the full network", full), ("in the circuit", circuit)]
+    strips = [(words, feature_patches(model, one, images, count=PATCHES, size=SIZE)) for words, one in rows]
+    return [(words, data_uri(strip, kind="jpeg")) for words, strip in strips]
+
+
+def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, Any]:
+    """r over keep, by the circuit's scores; without scores only its own."""
+    best = ranking(circuit)
+    kept = sum(int(mask.sum()) for mask in circuit.masks.values())
+    counts = {kept}
+    if best.scored:
+        counts |= {min(max(1, math.floor(keep * relevant + 0.5)), len(best.o)) for keep in KEEPS}
+    masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in sorted(counts)]
+    masks = [{name: m[None] for name, m in mask.items()} for mask in masks]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so that r is not defined")  # where it is not, no point is drawn
+        judged = evaluate(model, images, circuit.features, masks, ablation=circuit.ablation)
+    r = [finite(value) for value in np.asarray(judged.correlation()).reshape(-1)]
+    points = [(count / relevant, count, value) for count, value in zip(sorted(counts), r, strict=True)]
+    return {"points": points, "chart": chart(points, kept), "scored": best.scored}
