@@ -124,7 +124,7 @@ def test_offsets_are_added_in_circuits(small):
 
 @pytest.mark.parametrize("objective", ["middle", "mean"])
 def test_pictures_drive_their_features(small, objective):
-    """The reported value is the feature's on the picture; seeded; whatever else is in the chunk; a circuit's differs."""
+    """The reported value is the feature's on the picture; seeded; whatever else is in the chunk."""
     features = jc.Features(LAYER, channels=[2, 0, 3])
     options = {"objective": objective, "steps": 12, "crop": False}
     found = visualise(small.model, features, chunk=2, **options)

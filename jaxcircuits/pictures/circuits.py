@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
@@ -38,13 +37,3 @@ def in_circuit(
     chosen = (...,) if feature is None else (feature,)
     mask, offset = ({name: jnp.asarray(a[chosen]) for name, a in (given or {}).items()} for given in (masks, offsets))
     return with_masks(network, variables, mask), offset
-
-
-def offsets_at(
-    network: Network, target: str, offsets: Masks, directions: Array, images: int
-) -> tuple[dict[str, Array], Array]:
-    """Offsets {layer: (O,)} as probes of the layers before the target, and as numbers to add to the features (F,)."""
-    before = {name: offset for name, offset in offsets.items() if name != target}
-    shapes = {name: (images, *network.layers[name].positions, network.layers[name].outputs) for name in before}
-    probes = {name: jnp.broadcast_to(offset, shapes[name]) for name, offset in before.items()}
-    return probes, directions @ offsets[target] if target in offsets else jnp.zeros(len(directions))

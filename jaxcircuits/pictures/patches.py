@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxcircuits.data import Images, batches, image_shape
 from jaxcircuits.data import count as count_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import Features, Place, place_weights, strongest
-from jaxcircuits.gradients import activations
-from jaxcircuits.layers import Arrays, Masks, Variables
+from jaxcircuits.features import Features
+from jaxcircuits.layers import Arrays
 from jaxcircuits.model import Model
-from jaxcircuits.pictures.circuits import check_circuit, in_circuit, offsets_at
+from jaxcircuits.peaks import peaks
+from jaxcircuits.pictures.circuits import check_circuit, in_circuit
 from jaxcircuits.receptive import ReceptiveField, fields
-from jaxcircuits.taps import Network
 
 COUNT, BATCH = 9, 16
 GREY = 128  # beyond the image's edge
@@ -99,7 +96,7 @@ def top_patches(
         for part, circuit in zip(parts, circuits, strict=True):
             asked = network, features.layer, features.place, *circuit, directions[part], given, jnp.asarray(block)
             with jax.default_matmul_precision("highest"):
-                found.append(_strongest(*asked))
+                found.append(peaks(*asked))
         values, rows, columns = (np.concatenate(a)[:, :real] for a in zip(*found, strict=True))
         pixels = np.round(255 * (block[:real] * np.float32(model.std) + np.float32(model.mean)))
         at = np.stack([rows, columns], -1)
@@ -109,25 +106,6 @@ def top_patches(
     every = images.names if isinstance(images, Images) else tuple(map(str, range(number)))
     names = tuple(tuple(every[i] for i in row) for row in best.images)
     return Patches(features.labels, best.pictures, best.values, best.images, best.positions, names)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "target", "place"))
-def _strongest(
-    network: Network,
-    target: str,
-    place: Place,
-    variables: Variables,
-    offsets: Masks,
-    directions: Array,
-    places: Array,
-    images: Array,
-) -> tuple[Array, Array, Array]:
-    """The largest value of each map that is looked at, its row and its column: (F, N) each."""
-    probes, more = offsets_at(network, target, offsets, directions, len(images))
-    maps = activations(network.layers[target], variables, network.run(variables, images, probes)[target], directions)
-    maps = maps + more[:, None, None, None]
-    maps = jnp.where(place_weights(place, maps, places) > 0, maps, -jnp.inf)
-    return maps.max((-2, -1)), *strongest(maps)
 
 
 @dataclass(frozen=True)

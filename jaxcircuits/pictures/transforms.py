@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# The most by which a picture is moved (a share of what the feature sees of it: what is moved by more than a stripe's width
-# loses its stripes), scaled (a factor) and turned (degrees).
+# The most by which a picture is moved (a share of what the feature sees: stripes moved by their width are lost), scaled
+# (a factor) and turned (degrees).
 MOVED, SCALED, TURNED = 0.05, 1.1, 10.0
 
 
@@ -45,8 +45,8 @@ def margin(size: int) -> int:
 def look(canvas: Array, view: View, size: int) -> Array:
     """The middle of canvases (F, P, P, 3) as the view shows it, by bilinear interpolation: (F, size, size, 3).
 
-    Pixel q of the result is the canvas at c + R(angle) (q - b) / scale + (down, right), where c and b are the middles of
-    canvas and result; beyond its edge the canvas goes on as it ends.
+    Pixel q of the result is the canvas at c + R(angle) (q - b) / scale + (down, right), where c and b are the middles
+    of canvas and result; beyond its edge the canvas goes on as it ends.
     """
     whole = canvas.shape[1]
     steps = (jnp.arange(size) - (size - 1) / 2) / view.scale

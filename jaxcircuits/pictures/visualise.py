@@ -29,17 +29,17 @@ from jax import Array
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
-from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
+from jaxcircuits.peaks import maps_in
 from jaxcircuits.pictures import fourier, transforms
-from jaxcircuits.pictures.circuits import check_circuit, in_circuit, offsets_at
+from jaxcircuits.pictures.circuits import check_circuit, in_circuit
 from jaxcircuits.pictures.transforms import STILL, View
 from jaxcircuits.receptive import fields
 from jaxcircuits.taps import Network
 
 OBJECTIVES = ("middle", "mean")
-STEPS, RATE, NOISE = 256, 0.05, 0.01
+STEPS, RATE, NOISE = 256, 0.1, 0.01
 # Pictures in one device call, and sides of the images that the network may be run on: multiples of the first.
 CPU_CHUNK, CHUNK, SIDE, SMALLEST = 16, 64, 32, 64
 
@@ -124,31 +124,31 @@ def visualise(
     features = features.resolve(model.layers)
     model.check_weights([features.layer])
     own = check_circuit(model, features, masks, offsets)
-    plan, box = _plan(model, features.layer, objective)
+    asked, box = plan(model, features.layer, objective)
     size = 1 if own else chunk or (CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK)
     found = []
     with jax.default_matmul_precision("highest"):
         for i, part in enumerate(in_chunks(features, size)):
-            circuit = in_circuit(plan.network, model.variables, masks, offsets, i if own else None)
-            found.append(_ascend(plan, *circuit, part, steps, seed, progress))
+            circuit = in_circuit(asked.network, model.variables, masks, offsets, i if own else None)
+            found.append(_ascend(asked, *circuit, part, steps, seed, progress))
     pictures, values, start = (np.concatenate(parts)[: len(features)] for parts in zip(*found, strict=True))
     if crop and box is not None:
         pictures = pictures[:, box[0], box[1]]
     return Visualisation(features.labels, np.round(pictures * 255).astype(np.uint8), values, start)
 
 
-def _plan(model: Model, target: str, objective: str) -> tuple[Plan, tuple[slice, slice] | None]:
+def plan(model: Model, target: str, objective: str) -> tuple[Plan, tuple[slice, slice] | None]:
     """How large the images must be, where in the map to look, and what of the picture is seen from there."""
     nominal = fields(model.network(), model.variables)[target]
     reach = max(nominal.size)
     looked = model.mean, model.std
 
-    def plan(network: Network, position) -> Plan:
+    def on(network: Network, position) -> Plan:
         side = network.image_shape[0]
         return Plan(network, target, position, side + 2 * transforms.margin(side), reach, *looked)
 
     if objective == "mean":
-        return plan(model.network(), None), None
+        return on(model.network(), None), None
     for side in range(max(SMALLEST, -(-reach // SIDE) * SIDE), model.input_size, SIDE):
         try:
             network = model.network((side, side, 3))
@@ -162,9 +162,9 @@ def _plan(model: Model, target: str, objective: str) -> tuple[Plan, tuple[slice,
             middles.append((int(off.argmin()), off.min()))
         (h, down), (w, right) = middles
         if max(down, right) < np.inf:
-            return plan(network, (h, w)), seen.box(h, w)
+            return on(network, (h, w)), seen.box(h, w)
     height, width = model.layers[target].positions
-    return plan(model.network(), (height // 2, width // 2)), nominal.box(height // 2, width // 2)
+    return on(model.network(), (height // 2, width // 2)), nominal.box(height // 2, width // 2)
 
 
 def _ascend(
@@ -227,9 +227,7 @@ def _seen(plan: Plan, variables: Variables, offsets: Masks, directions: Array, s
 
 def _values(plan: Plan, variables: Variables, offsets: Masks, directions: Array, pictures: Array) -> Array:
     """Each feature's value on its own picture: pictures (F, h, w, 3) from 0 to 1 -> (F,)."""
-    network, layer = plan.network, plan.network.layers[plan.target]
     images = (pictures - jnp.asarray(plan.mean)) / jnp.asarray(plan.std)
-    probes, more = offsets_at(network, plan.target, offsets, directions, len(images))
-    maps = activations(layer, variables, network.run(variables, images, probes)[plan.target], directions)
-    own = maps[jnp.arange(len(maps)), jnp.arange(len(maps))] + more[:, None, None]
+    maps = maps_in(plan.network, plan.target, variables, offsets, directions, images)
+    own = maps[jnp.arange(len(maps)), jnp.arange(len(maps))]
     return own.mean((1, 2)) if plan.position is None else own[:, *plan.position]

@@ -1,0 +1,28 @@
+"""Sub-features: circuits of one image or a group of them, and what they show of a feature.
+
+scoring.py scores image by image, groups.py groups images, parts.py makes the groups' circuits and compares them,
+trajectories.py maps the images, and page.py shows the map.
+"""
+
+from jaxcircuits.subfeatures.groups import by_folder, clusters, profiles, silhouette
+from jaxcircuits.subfeatures.page import map_page
+from jaxcircuits.subfeatures.parts import Parts, circuits, judge, responses, separate
+from jaxcircuits.subfeatures.scoring import ImageScores, image_scores
+from jaxcircuits.subfeatures.trajectories import Trajectories, trajectories
+
+__all__ = [
+    "ImageScores",
+    "Parts",
+    "Trajectories",
+    "by_folder",
+    "circuits",
+    "clusters",
+    "image_scores",
+    "judge",
+    "map_page",
+    "profiles",
+    "responses",
+    "separate",
+    "silhouette",
+    "trajectories",
+]
