@@ -1,10 +1,12 @@
 """One small network in Flax and in PyTorch with the same weights, and five images that are not square."""
 
 import os
+import shutil
 from typing import NamedTuple
 
 # most of the time goes into compiling; without LLVM's optimizations it is a third less (read when jax starts)
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # umap-learn takes longer to compile than to run uncompiled
 
 import hypothesis
 import numpy as np
@@ -40,3 +42,47 @@ def small() -> Pair:
 def alexnet() -> jc.Model:
     """With torchvision's pretrained convolutions."""
     return jc.load("alexnet")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, one for all tests of pages."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.fail(
+            f"pages are tested in Chromium, which is not here: apt-get install chromium, or set CHROMIUM to its path; "
+            f"looked for {', '.join(names)}"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Open a page from disk: `opened(html)`; it must not ask the network for anything, nor say anything."""
+    said, asked = [], []
+    context = chromium.new_context(viewport={"width": 1300, "height": 850}, color_scheme="light")
+
+    def run(html):
+        path = tmp_path / "page.html"
+        path.write_text(html, encoding="utf-8")
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield run
+    context.close()
+    assert not said
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"} and len(asked) - sum(
+        url.startswith(("data:", "blob:")) for url in asked
+    ) == 1

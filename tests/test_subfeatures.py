@@ -181,7 +181,8 @@ def test_circuits_of_groups(small, scored, tmp_path):
         masks = {name: mask.T for name, mask in circuit.masks.items()}
         x = twins.with_kernels(small.torch, masks)(small.images)[LAYER][:, 2].numpy().reshape(5, -1)[np.arange(5), best]
         for h in (0, 1):
-            np.testing.assert_allclose(kept[g, h], x[groups == h].sum() / y[groups == h].sum(), rtol=1e-3)
+            error, whole = (np.square(a[groups == h]).sum() for a in (x - y, y))
+            np.testing.assert_allclose(kept[g, h], 1 - error / whole, atol=1e-3)
         np.testing.assert_allclose(circuit.manifest["correlation"], np.corrcoef(x, y)[0, 1], atol=1e-3)
         inside = np.corrcoef(x[groups == g], y[groups == g])[0, 1]
         np.testing.assert_allclose(circuit.manifest["group_correlation"], inside, atol=1e-3)

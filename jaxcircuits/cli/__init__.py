@@ -1,6 +1,7 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
 circuits.py makes, judges and exports circuits, compare.py compares criteria, networks.py shows and converts networks;
+pictures.py draws what drives features, subcircuits.py divides them;
 common.py has what commands share, screen.py what is printed.
 """
 
@@ -11,8 +12,10 @@ from jaxcircuits.cli.circuits import evaluate, export, extract
 from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
 from jaxcircuits.cli.networks import convert, info
+from jaxcircuits.cli.pictures import pictures
+from jaxcircuits.cli.subcircuits import subcircuits
 
-__all__ = ["compare", "convert", "evaluate", "export", "extract", "info", "main"]
+__all__ = ["compare", "convert", "evaluate", "export", "extract", "info", "main", "pictures", "subcircuits"]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (extract, evaluate, compare, export, convert, info):
+for command in (extract, evaluate, compare, pictures, subcircuits, export, convert, info):
     main.add_command(command)

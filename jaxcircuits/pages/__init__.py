@@ -45,6 +45,7 @@ def render(
     title: str,
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
+    rooms: Sequence[str] = (),
     data: Any = None,
     **values: Any,
 ) -> str:
@@ -55,17 +56,19 @@ def render(
         package: the dotted name of the room whose page it is.
         title: of the page; like all values it may hold anything, and is escaped.
         styles, scripts: files in `templates`, of that room or this, in the order in which they are to stand.
+        rooms: other packages in whose `templates` they may be.
         data: whatever JSON can hold, for the scripts; without nan.
         values: what else the template names.
 
     Raises:
         InputError: Jinja is not installed.
     """
-    texts = [_text(package, name) for name in ("page.js", *scripts)]
+    places = (package, *rooms, ROOM)
+    texts = [_text(places, name) for name in ("page.js", *scripts)]
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in texts)
     given = {
         "title": title,
-        "styles": [_text(package, name) for name in ("style.css", *styles)],
+        "styles": [_text(places, name) for name in ("style.css", *styles)],
         "scripts": texts,
         "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {sources}",
         "data": inert(data),
@@ -119,10 +122,10 @@ def _digest(text: str) -> str:
 
 
 @functools.cache
-def _text(package: str, name: str) -> str:
-    """A style or script, of the page's room or of this one."""
-    own, shared = (files(room) / "templates" / name for room in (package, ROOM))
-    return (own if own.is_file() else shared).read_text(encoding="utf-8").strip() + "\n"
+def _text(places: Sequence[str], name: str) -> str:
+    """A style or script, from the first room that has it."""
+    found = next(path for path in (files(room) / "templates" / name for room in places) if path.is_file())
+    return found.read_text(encoding="utf-8").strip() + "\n"
 
 
 def table(rows: Mapping[str, Any]) -> list[tuple[str, str]]:

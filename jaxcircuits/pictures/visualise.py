@@ -39,7 +39,7 @@ from jaxcircuits.receptive import fields
 from jaxcircuits.taps import Network
 
 OBJECTIVES = ("middle", "mean")
-STEPS, RATE, NOISE = 256, 0.1, 0.01
+STEPS, RATE, NOISE = 128, 0.1, 0.01
 # Pictures in one device call, and sides of the images that the network may be run on: multiples of the first.
 CPU_CHUNK, CHUNK, SIDE, SMALLEST = 16, 64, 32, 64
 

@@ -7,19 +7,21 @@ trajectories.py maps the images, and page.py shows the map.
 from jaxcircuits.subfeatures.groups import by_folder, clusters, profiles, silhouette
 from jaxcircuits.subfeatures.page import map_page
 from jaxcircuits.subfeatures.parts import Parts, circuits, judge, responses, separate
-from jaxcircuits.subfeatures.scoring import ImageScores, image_scores
-from jaxcircuits.subfeatures.trajectories import Trajectories, trajectories
+from jaxcircuits.subfeatures.scoring import ImageScores, at_peak, image_scores
+from jaxcircuits.subfeatures.trajectories import Trajectories, need_umap, trajectories
 
 __all__ = [
     "ImageScores",
     "Parts",
     "Trajectories",
+    "at_peak",
     "by_folder",
     "circuits",
     "clusters",
     "image_scores",
     "judge",
     "map_page",
+    "need_umap",
     "profiles",
     "responses",
     "separate",

@@ -132,16 +132,15 @@ def judge(model: Model, images, parts: Parts) -> Evaluation:
 
 
 def responses(parts: Parts, judged: Evaluation) -> np.ndarray:
-    """How much of the feature's response to each group each circuit keeps: (G circuits, G groups).
+    """How well each circuit keeps the feature's response to each group: (G circuits, G groups).
 
-    The sum over a group's images of the feature in the circuit, at the position at which it was scored, over the same
-    sum in the full network: 1 is all of it. A circuit of a part keeps more of its own images' than of others'.
+    1 - sum (x - y)^2 / sum y^2, with x the feature in the circuit and y in the full network, over a group's images at
+    the positions at which they were scored: 1 is all of it, 0 no better than nothing at all, and less is worse. The
+    circuit of a part keeps its own images' responses better than others'.
     """
-    member = (np.arange(len(parts.names))[:, None] == parts.groups).astype(float)
-    count, x, y = (
-        np.asarray(a, float)[0] for a in (judged.moments.count, judged.moments.mean_x, judged.moments.mean_y)
-    )
-    return np.einsum("kn,gn->kg", x * count, member) / np.einsum("n,gn->g", y * count, member)
+    member, m = (np.arange(len(parts.names))[:, None] == parts.groups).astype(float), judged.moments
+    y = np.asarray(m.yy[0] + m.count[0] * np.square(m.mean_y[0], dtype=float), float)
+    return 1 - np.asarray(m.error[0], float) @ member.T / (member @ y)
 
 
 def _kernel_masks(parts: Parts) -> Masks:

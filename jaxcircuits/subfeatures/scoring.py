@@ -90,8 +90,8 @@ def image_scores(
     Raises:
         InputError: as `score`; several features; another criterion; granularity "weight".
     """
-    features = at_peak(features)
-    if len(features.resolve(model.network(image_shape(images)).layers)) != 1:
+    features = at_peak(features).resolve(model.network(image_shape(images)).layers)
+    if len(features) != 1:
         raise InputError(f"scores image by image are of one feature; got {len(features)}")
     stream = Stream(
         model, images, features, criterion=criterion, absolute=absolute, layers=layers, granularity=granularity,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from jaxcircuits.subfeatures.scoring import ImageScores
 
 NEIGHBOURS, FEWEST = 15, 4
 ALL = "all layers"
+
+
+def need_umap() -> None:
+    """Raise an InputError if umap-learn is not installed; it is not imported, which takes seconds."""
+    if find_spec("umap") is None:
+        raise InputError("maps need umap-learn: pip install 'jaxcircuits[maps]'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,7 @@ def trajectories(scores: ImageScores, *, neighbours: int = NEIGHBOURS, seed: int
         McInnes, Healy, Melville, "UMAP" (arXiv 1802.03426); trajectories of images through a circuit: Hamblin, Konkle,
         Alvarez (arXiv 2206.01627).
     """
+    need_umap()
     if len(scores) < FEWEST:
         raise InputError(f"a map is of {FEWEST} images or more; got {len(scores)}")
     if neighbours < 2:
@@ -63,14 +71,10 @@ def _embedded(points: np.ndarray, start: np.ndarray, neighbours: int, seed: int)
     """UMAP's map of points (N, D), (N, 2), centred and scaled to lie within -1 and 1."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap says that it has no TensorFlow
-        try:
-            from umap import UMAP
-        except ImportError:
-            raise InputError("maps need umap-learn: pip install 'jaxcircuits[maps]'") from None
-        # one thread: with a seed, UMAP is reproducible only so
-        options = {"n_neighbors": min(neighbours, len(points) - 1), "random_state": seed, "n_jobs": 1}
-        found = UMAP(init=(10 * start).astype(np.float32), **options).fit_transform(points)
-    found = np.asarray(found, np.float64)
+        from umap import UMAP
+    # one thread: with a seed, UMAP is reproducible only so
+    options = {"n_neighbors": min(neighbours, len(points) - 1), "random_state": seed, "n_jobs": 1}
+    found = np.asarray(UMAP(init=(10 * start).astype(np.float32), **options).fit_transform(points), np.float64)
     found -= found.mean(0)
     return (found / (np.abs(found).max() or 1)).astype(np.float32)
 
