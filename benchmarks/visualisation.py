@@ -61,7 +61,7 @@ def lucents(network: torch.nn.Module, layer: str, channel: int, steps: int, side
 
 def judged(network, picture: np.ndarray, model: jc.Model, layer: str, channel: int, place) -> tuple[float, float]:
     """The feature's value at a place, and its mean over shifts."""
-    image = torch.from_numpy((picture - np.float32(model.mean)) / np.float32(model.std)).permute(2, 0, 1)[None].float()
+    image = torch.from_numpy((picture - np.array(model.mean)) / np.array(model.std)).permute(2, 0, 1)[None].float()
     number, found = int(layer.rpartition(".")[2]), []
     for down in SHIFTS:
         for right in SHIFTS:

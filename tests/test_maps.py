@@ -1,6 +1,8 @@
 """Trajectory maps, their page in Chromium, and the commands `subcircuits` and `pictures`."""
 
+import io
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def test_points_move_colour_and_tell(opened, html):
     assert page.locator("#map image").count() == 12
     page.check("#paths")
     assert page.locator("#map .path").count() == 13
-    picture = np.asarray(Image.open(__import__("io").BytesIO(page.screenshot())).convert("RGB"))
+    picture = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # something is drawn
 
 
@@ -94,7 +96,8 @@ def test_maps_of_too_few_images(scored):  # noqa: F811
 
 
 def test_without_umap(monkeypatch, mapped):
-    monkeypatch.setattr("jaxcircuits.subfeatures.trajectories.find_spec", lambda name: None)
+    room = import_module("jaxcircuits.subfeatures.trajectories")
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
     with pytest.raises(jc.InputError, match=r"pip install 'jaxcircuits\[maps\]'"):
         trajectories(mapped.of)
 
@@ -105,7 +108,7 @@ def run(small, tmp_path, monkeypatch):
     from click.testing import CliRunner
 
     for room in ("subcircuits", "pictures"):
-        monkeypatch.setattr(f"jaxcircuits.cli.{room}.load", lambda *args, **options: small.model)
+        monkeypatch.setattr(import_module(f"jaxcircuits.cli.{room}"), "load", lambda *args, **options: small.model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     for n in range(6):

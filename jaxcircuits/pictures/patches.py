@@ -98,7 +98,7 @@ def top_patches(
             with jax.default_matmul_precision("highest"):
                 found.append(peaks(*asked))
         values, rows, columns = (np.concatenate(a)[:, :real] for a in zip(*found, strict=True))
-        pixels = np.round(255 * (block[:real] * np.float32(model.std) + np.float32(model.mean)))
+        pixels = np.round(255 * (block[:real] * np.array(model.std, np.float32) + np.array(model.mean, np.float32)))
         at = np.stack([rows, columns], -1)
         best = best.merged(values, at, np.clip(pixels, 0, 255).astype(np.uint8), done, kept, field)
         done += real

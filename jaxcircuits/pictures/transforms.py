@@ -34,7 +34,8 @@ def draw(seed: int, step: int, reach: int) -> View:
     becomes does not depend on its neighbours."""
     rng = np.random.default_rng([seed, step])
     angle, scale, down, right = rng.uniform(-1, 1, 4)
-    return View(*np.float32([np.deg2rad(TURNED) * angle, SCALED**scale, MOVED * reach * down, MOVED * reach * right]))
+    values = [np.deg2rad(TURNED) * angle, SCALED**scale, MOVED * reach * down, MOVED * reach * right]
+    return View(*np.array(values, np.float32))
 
 
 def margin(size: int) -> int:

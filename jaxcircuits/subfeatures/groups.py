@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -71,10 +72,11 @@ def clusters(points: np.ndarray, number: int, *, seed: int = 0) -> np.ndarray:
         from sklearn.cluster import KMeans
     except ImportError:
         raise InputError("clusters need scikit-learn: pip install 'jaxcircuits[maps]'") from None
-    found = KMeans(number, n_init=10, random_state=seed).fit_predict(points.astype(np.float64))
+    options: Any = {"n_init": 10, "random_state": seed}
+    found = KMeans(number, **options).fit_predict(points.astype(np.float64))
     sizes = np.bincount(found, minlength=number)
     first = [int(np.argmax(found == c)) for c in range(number)]
-    order = np.lexsort((first, -sizes))  # of equal sizes, the one of the earlier image
+    order = np.lexsort(np.stack([first, -sizes]))  # of equal sizes, the one of the earlier image
     return np.argsort(order)[found]
 
 

@@ -53,5 +53,5 @@ def _thumbnails(model: Model, images) -> list[np.ndarray]:
 def _pixels(model: Model, images):
     """Images that are normalised already, as uint8."""
     for block, real in batches(images, 16):
-        pixels = 255 * (block[:real] * np.float32(model.std) + np.float32(model.mean))
+        pixels = 255 * (block[:real] * np.array(model.std, np.float32) + np.array(model.mean, np.float32))
         yield np.clip(np.round(pixels), 0, 255).astype(np.uint8)

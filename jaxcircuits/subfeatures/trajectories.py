@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,9 @@ def _embedded(points: np.ndarray, start: np.ndarray, neighbours: int, seed: int)
         warnings.simplefilter("ignore", ImportWarning)  # umap says that it has no TensorFlow
         from umap import UMAP
     # one thread: with a seed, UMAP is reproducible only so
-    options = {"n_neighbors": min(neighbours, len(points) - 1), "random_state": seed, "n_jobs": 1}
-    found = np.asarray(UMAP(init=(10 * start).astype(np.float32), **options).fit_transform(points), np.float64)
+    options: Any = {"n_neighbors": min(neighbours, len(points) - 1), "random_state": seed, "n_jobs": 1}
+    options["init"] = (10 * start).astype(np.float32)
+    found = np.asarray(UMAP(**options).fit_transform(points), np.float64)
     found -= found.mean(0)
     return (found / (np.abs(found).max() or 1)).astype(np.float32)
 
