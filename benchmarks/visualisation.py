@@ -11,6 +11,8 @@ import json
 import statistics
 import sys
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -45,14 +47,11 @@ _LIBRARIES: list[torch.library.Library] = []
 
 def lucents(network: torch.nn.Module, layer: str, channel: int, steps: int, side: int) -> np.ndarray:
     """Lucent's picture (side, side, 3) from 0 to 1."""
-    import kornia
-    from kornia.geometry import transform
-
+    kornia, transform = import_module("kornia"), import_module("kornia.geometry.transform")
     for name in ("get_rotation_matrix2d", "warp_affine"):  # where Lucent looks for them
         if not hasattr(kornia, name):
             setattr(kornia, name, getattr(transform, name))
-    from lucent.optvis import objectives, param, render
-
+    objectives, param, render = (import_module(f"lucent.optvis.{name}") for name in ("objectives", "param", "render"))
     objective = objectives.neuron(layer.replace(".", "_"), channel)
     picture = lambda: param.image(side)  # noqa: E731
     options = {"progress": False, "show_image": False}
@@ -79,6 +78,8 @@ def judged(network, picture: np.ndarray, model: jc.Model, layer: str, channel: i
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures as JSON.")
 def main(features: str, steps: int, out: Path | None) -> None:
     """Compare jaxcircuits' feature visualisation with Lucent's."""
+    if find_spec("lucent") is None:
+        raise click.UsageError("Lucent is not installed; expected after pip install torch-lucent kornia ipython")
     torch.manual_seed(0)
     np.random.seed(0)
     model = jc.load("alexnet")
