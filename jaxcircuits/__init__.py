@@ -30,9 +30,11 @@ from jaxcircuits.masks import complement, iou, stability, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.nulls import Nulls, against_nulls, random_masks
 from jaxcircuits.paths import effective_kernels, relevant_kernels
+from jaxcircuits.pictures import Patches, Visualisation, top_patches, visualise
 from jaxcircuits.receptive import receptive_fields
 from jaxcircuits.report import report
 from jaxcircuits.scores import Scores, score
+from jaxcircuits.subfeatures import ImageScores, Parts, Trajectories, image_scores, separate, trajectories
 
 __version__ = "0.1.0"
 
@@ -42,11 +44,16 @@ __all__ = [
     "Diagram",
     "Evaluation",
     "Features",
+    "ImageScores",
     "Images",
     "InputError",
     "Model",
     "Nulls",
+    "Parts",
+    "Patches",
     "Scores",
+    "Trajectories",
+    "Visualisation",
     "against_nulls",
     "compare",
     "complement",
@@ -58,6 +65,7 @@ __all__ = [
     "export_circuit",
     "extract",
     "from_nnx",
+    "image_scores",
     "iou",
     "load",
     "masks_at",
@@ -69,6 +77,10 @@ __all__ = [
     "report",
     "score",
     "scores_at",
+    "separate",
     "stability",
     "top_kernels",
+    "top_patches",
+    "trajectories",
+    "visualise",
 ]

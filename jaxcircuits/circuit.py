@@ -26,7 +26,7 @@ from jaxcircuits.files import write_whole
 KEY, FORMAT = "jaxcircuits", 1
 
 # What a manifest says of the result, not of the question: the same question may have it differ in a last digit.
-COMPUTED = {"versions", "sparse", "relevant", "kept", "effective", "correlation"}
+COMPUTED = {"versions", "sparse", "relevant", "kept", "effective", "correlation", "group_correlation"}
 
 # What is read of a manifest, and the types that it may have; what else stands there is only passed on.
 TYPES: Mapping[str, Any] = {
@@ -44,8 +44,9 @@ TYPES: Mapping[str, Any] = {
     "effective": (int,),
     "correlation": (float, int, None),
     "layers": (list,),
+    "group": {"label": (str,), "images": (list,)},
 }
-EITHER = {"name", "channel", "transform_input", "ablation"}  # need not be there
+EITHER = {"name", "channel", "transform_input", "ablation", "group"}  # need not be there
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,8 @@ def stem(manifest: Mapping[str, Any]) -> str:
     """A circuit file's name without its ending; it tells mean ablation, which changes more than masks."""
     kept = manifest["keep"]
     amount = f"kernels{manifest['kernels']}" if kept is None else f"keep{kept:g}"
-    return _tame(f"{feature_stem(manifest)}.{method_stem(manifest)}.{amount}")
+    group = f".{manifest['group']['label']}" if "group" in manifest else ""  # of images, whose circuit it is
+    return _tame(f"{feature_stem(manifest)}{group}.{method_stem(manifest)}.{amount}")
 
 
 def method_stem(manifest: Mapping[str, Any]) -> str:
@@ -234,7 +236,8 @@ def _check_types(values: Any, types: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"its manifest has no {where}{key}")
         value = values.get(key)
         if isinstance(expected, Mapping):
-            _check_types(value, expected, f"{key}.")
+            if key in values:
+                _check_types(value, expected, f"{key}.")
         elif key in values and not any(value is None if kind is None else type(value) is kind for kind in expected):
             raise ValueError(f"its manifest has {where}{key} of the wrong type, {type(value).__name__}")
         elif isinstance(value, float) and not math.isfinite(value):

@@ -11,6 +11,7 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # umap-learn takes longer to compile than to run uncompiled
 
 import hypothesis
 import numpy as np

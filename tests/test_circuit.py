@@ -101,6 +101,7 @@ def test_files_hold_output_by_input(tmp_path):
         (named(), "features.10_dirs-0.snip.keep0.05"),
         ({"ablation": "zero"}, "features.10_3.snip.keep0.05"),
         ({"ablation": "mean"}, "features.10_3.snip.mean.keep0.05"),
+        ({"group": {"label": "cats/../x", "images": [0]}}, "features.10_3.cats_.._x.snip.keep0.05"),
         (named("../../../etc/passwd"), "features.10_.._.._.._etc_passwd.snip.keep0.05"),
         (feature(layer="/a\\b\0c"), "_a_b_c_3.snip.keep0.05"),
     ],
@@ -117,6 +118,7 @@ def test_what_is_overwritten(tmp_path):
     circuit().save(path)
     assert path.read_bytes() == first
     computed = {"correlation": 0.25, "kept": 8, "effective": 6, "relevant": 17, "sparse": True, "versions": {}}
+    computed["group_correlation"] = 0.5
     assert set(computed) == COMPUTED
     circuit(**computed).save(path)  # the same question
     for other in (circuit(keep=0.1), circuit(seed=3), jc.Circuit({"features.0": MASKS["features.0"]}, MANIFEST)):

@@ -1,8 +1,8 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
 circuits.py makes, judges and exports circuits, compare.py compares criteria, drawings.py draws circuits,
-networks.py shows and converts networks; common.py has what commands share, recorded.py what they take from manifests,
-screen.py what is printed.
+pictures.py what drives features, subcircuits.py divides them, networks.py shows and converts networks;
+common.py has what commands share, recorded.py what they take from manifests, screen.py what is printed.
 """
 
 import click
@@ -13,8 +13,12 @@ from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
 from jaxcircuits.cli.drawings import draw, report
 from jaxcircuits.cli.networks import convert, info
+from jaxcircuits.cli.pictures import pictures
+from jaxcircuits.cli.subcircuits import subcircuits
 
-__all__ = ["compare", "convert", "draw", "evaluate", "export", "extract", "info", "main", "report"]
+__all__ = [
+    "compare", "convert", "draw", "evaluate", "export", "extract", "info", "main", "pictures", "report", "subcircuits",
+]  # fmt: skip
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,5 +34,5 @@ def main() -> None:
     """
 
 
-for command in (extract, evaluate, compare, draw, report, export, convert, info):
+for command in (extract, evaluate, compare, draw, report, pictures, subcircuits, export, convert, info):
     main.add_command(command)

@@ -1,0 +1,101 @@
+"""`pictures`: what drives features, by gradient ascent and in an image set, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from jaxcircuits.circuit import Circuit, feature_stem, finite
+from jaxcircuits.cli import common
+from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Command, options, told
+from jaxcircuits.cli.screen import Screen
+from jaxcircuits.data import read_images
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import parse
+from jaxcircuits.files import check_writable, write_all
+from jaxcircuits.loading import load
+from jaxcircuits.manifest import identity
+from jaxcircuits.pictures import png, sheet, top_patches, visualise
+from jaxcircuits.pictures.patches import COUNT
+from jaxcircuits.pictures.visualise import OBJECTIVES, STEPS
+
+SMALL = 96  # pictures of fewer pixels are enlarged
+
+
+@click.command(cls=Command, short_help="Draw what drives features: made pictures, and patches of images.")
+@click.argument("model")
+@click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
+@options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
+@click.option("--circuit", type=click.Path(path_type=Path), help="Look at the features within this circuit.")
+@click.option(
+    "--objective", type=click.Choice(OBJECTIVES), default="middle", show_default=True,
+    help="What is driven: the feature in the middle of its map, or its mean.",
+)  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=0), default=STEPS, show_default=True, help="0 for patches only.")
+@click.option(
+    "--count", type=click.IntRange(min=0), default=COUNT, show_default=True, help="Patches; 0 for made pictures only."
+)
+@options(common.CHUNK, OUT, SEED, JSON, QUIET)
+def pictures(
+    model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, circuit: Path | None,
+    objective, steps, count, chunk, out: Path, seed, as_json, quiet,
+) -> None:  # fmt: skip
+    """Draw what drives MODEL's FEATUREs most.
+
+    Writes OUT/MODEL/pictures/STEM.png, made by gradient ascent, and STEM.patches.png, the parts of the images that
+    drive the feature most, the strongest first; both of what the feature sees.
+    """
+    screen = Screen(quiet, as_json)
+    if not steps and not count:
+        raise InputError("--steps 0 and --count 0 leave nothing to draw")
+    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    parsed = [parse(text, network.layers) for text in features]
+    within = _circuit(circuit, model) if circuit else {}
+    folder, ending = out / model / "pictures", f".in.{circuit.stem}" if circuit else ""
+    stems = [f"{feature_stem({'feature': identity(one)})}{ending}" for some in parsed for one in some]
+    for stem in stems:
+        check_writable(folder / f"{stem}.png")
+    files: dict[str, bytes] = {}
+    rows = [{"feature": label} for some in parsed for label in some.labels]
+    if steps:
+        with screen.progress("drawing", len(stems) * steps, of="features", each=steps) as progress:
+            asked: Any = {"objective": objective, "steps": steps, "seed": seed, "chunk": chunk, "progress": progress}
+            made = [visualise(network, some, **within, **asked) for some in parsed]
+        drawn = [(picture, value) for v in made for picture, value in zip(v.pictures, v.values, strict=True)]
+        for stem, row, (picture, value) in zip(stems, rows, drawn, strict=True):
+            files[f"{stem}.png"] = png(_enlarged(picture[None]))
+            row |= {"picture": str(folder / f"{stem}.png"), "value": finite(value)}
+    if count:
+        source = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+        with screen.progress("looking", len(stems) * len(source), of="images", each=len(stems)) as progress:
+            found = [top_patches(network, source, some, count=count, **within, progress=progress) for some in parsed]
+        best = [(p.pictures[f], p.values[f], p.names[f]) for p in found for f in range(len(p.labels))]
+        for stem, row, (patches, values, names) in zip(stems, rows, best, strict=True):
+            files[f"{stem}.patches.png"] = png(_enlarged(patches))
+            row |= {"patches": str(folder / f"{stem}.patches.png"), "top": [finite(v) for v in values]}
+            row |= {"images": list(names)}
+    write_all({folder / name: content for name, content in files.items()})
+
+    screen.say(f"{model} with weights {told(weights, 'lpips')}{f', in {circuit}' if circuit else ''}\n")
+    columns = {"value": "on its picture", "top": f"on the best of {told(images, 'photos')}"}
+    shown = [column for column in columns if column in rows[0]]
+    cells = [[row["feature"], *(row[c][0] if c == "top" else row[c] for c in shown)] for row in rows]
+    screen.table(("feature", *(columns[c] for c in shown)), cells)
+    screen.say(f"\n{len(files)} pictures in {folder}")
+    screen.json({"features": rows})
+
+
+def _circuit(path: Path, model: str) -> dict[str, Any]:
+    """A circuit's masks and offsets, or an InputError if it is another network's."""
+    circuit = Circuit.load(path)
+    if circuit.manifest["model"] != model:
+        raise InputError(f"{str(path)!r} is a circuit of {circuit.manifest['model']!r}, not of {model!r}")
+    return {"masks": circuit.masks, "offsets": circuit.offsets}
+
+
+def _enlarged(pictures: np.ndarray) -> np.ndarray:
+    """On one sheet; small ones larger, pixel by pixel."""
+    return sheet(pictures, scale=max(1, -(-SMALL // pictures.shape[1])))
