@@ -87,7 +87,8 @@ _PROGRAMS: weakref.WeakKeyDictionary[Network, dict[tuple, Program]] = weakref.We
 
 def program(plan: Plan, variables: Variables, features: int, batch: int) -> Program:
     """Compiled before the first image, so that nothing is left to compile after it."""
-    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch)
+    where = jax.config.jax_default_device  # a program belongs to a device
+    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch, where)
     if key not in known:
         target = plan.network.layers[plan.target]
         weights = jax.eval_shape(functools.partial(by_output, plan.network, plan.layers), variables)
@@ -99,8 +100,8 @@ def program(plan: Plan, variables: Variables, features: int, batch: int) -> Prog
         images = jax.ShapeDtypeStruct((batch, *plan.network.image_shape), jnp.float32)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         with jax.default_matmul_precision(plan.precision):
-            step = _step.lower(plan, sums, variables, weights, directions, places, images, number).compile()
-            finish = _finish.lower(plan, sums, weights, directions, possible, number).compile()
+            step = add_block.lower(plan, sums, variables, weights, directions, places, images, number).compile()
+            finish = finished.lower(plan, sums, weights, directions, possible, number).compile()
         known[key] = Program(step, finish, _bytes(step))
     return known[key]
 
@@ -174,7 +175,7 @@ def scores_of_chunk(
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
-def _step(
+def add_block(
     plan: Plan,
     total: Sums,
     variables: Variables,
@@ -184,7 +185,7 @@ def _step(
     images: Array,
     real: Array,
 ) -> Sums:
-    """Each layer's sum with the first `real` of some more images."""
+    """Each layer's sum with the first `real` of some more images: what is compiled for a block."""
     counts = (jnp.arange(len(images)) < real)[:, None, None]
 
     def objective(maps: Array) -> Array:
@@ -209,7 +210,7 @@ def _step(
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _finish(
+def finished(
     plan: Plan, total: Sums, weights: Masks, directions: Array, possible: Masks, number: Array
 ) -> dict[str, Array]:
     scores = {}

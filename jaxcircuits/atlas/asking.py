@@ -87,9 +87,8 @@ def agreed(new: Plan, root: Path, *, sized: tuple[bool, bool]) -> Plan:
         if given and old_sizes != new_sizes:
             differing.append(name)
     if differing:
-        raise InputError(
-            f"{str(root)!r} holds an atlas made otherwise (not the same: {', '.join(differing)}); name another directory"
-        )
+        what = ", ".join(differing)
+        raise InputError(f"{str(root)!r} holds an atlas made otherwise (not the same: {what}); name another directory")
     return old
 
 

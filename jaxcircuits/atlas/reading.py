@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -133,7 +133,9 @@ class Atlas:
         parts = []
         for g, group in enumerate(self.plan.groups):
             for which in self.there(g):
-                parts += [{"layer": group.features.layer} | row for row in store.rows_of(self.plan, which, self._chunk(which))]
+                parts += [
+                    {"layer": group.features.layer} | row for row in store.rows_of(self.plan, which, self._chunk(which))
+                ]
         return pandas.DataFrame(parts).dropna(axis=1, how="all")
 
     def level(self, *, keep: float | None = None, kernels: int | None = None) -> int:
@@ -149,7 +151,9 @@ class Atlas:
             return 0
         if other is not None or value not in self.amounts:
             asked = f"keep={keep}" if keep is not None else f"kernels={kernels}"
-            raise InputError(f"the atlas has no {asked}; expected {name} of {', '.join(f'{a:g}' for a in self.amounts)}")
+            raise InputError(
+                f"the atlas has no {asked}; expected {name} of {', '.join(f'{a:g}' for a in self.amounts)}"
+            )
         return self.amounts.index(value)
 
     def find(self, feature: str) -> tuple[ChunkId, int]:

@@ -1,18 +1,20 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
-circuits.py makes, judges and exports circuits, compare.py compares criteria, networks.py shows and converts networks;
+circuits.py makes, judges and exports circuits, compare.py compares criteria, atlas.py makes
+and query.py asks atlases, networks.py shows and converts networks;
 common.py has what commands share, screen.py what is printed.
 """
 
 import click
 
 from jaxcircuits import __version__
+from jaxcircuits.cli.atlas import atlas
 from jaxcircuits.cli.circuits import evaluate, export, extract
 from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
 from jaxcircuits.cli.networks import convert, info
 
-__all__ = ["compare", "convert", "evaluate", "export", "extract", "info", "main"]
+__all__ = ["atlas", "compare", "convert", "evaluate", "export", "extract", "info", "main"]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (extract, evaluate, compare, export, convert, info):
+for command in (extract, evaluate, compare, atlas, export, convert, info):
     main.add_command(command)
