@@ -12,6 +12,9 @@ that computes it. Images and weights become scores, scores masks, masks circuits
 """
 
 from jaxcircuits.ablation import mean_offsets
+from jaxcircuits.atlas.building import build_atlas
+from jaxcircuits.atlas.reading import Atlas
+from jaxcircuits.atlas.verifying import verify as verify_atlas
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.compare import compare
@@ -35,6 +38,7 @@ from jaxcircuits.scores import Scores, score
 __version__ = "0.1.0"
 
 __all__ = [
+    "Atlas",
     "Circuit",
     "Comparison",
     "Evaluation",
@@ -45,6 +49,7 @@ __all__ = [
     "Nulls",
     "Scores",
     "against_nulls",
+    "build_atlas",
     "compare",
     "complement",
     "correlation",
@@ -66,4 +71,5 @@ __all__ = [
     "scores_at",
     "stability",
     "top_kernels",
+    "verify_atlas",
 ]

@@ -204,5 +204,5 @@ class Atlas:
 
 
 def _offsets(group: Group, chunk: Chunk, f: int, k: int) -> dict[str, np.ndarray] | None:
-    arrays = {name: chunk.more.get(f"offset/{name}") for name in group.layers}
-    return None if None in arrays.values() else {n: a[f, k] for n, a in arrays.items() if a is not None}
+    found = {name: chunk.more[f"offset/{name}"][f, k] for name in group.layers if f"offset/{name}" in chunk.more}
+    return found or None

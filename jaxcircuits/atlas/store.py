@@ -260,8 +260,11 @@ def _whole(plan: Plan, root: Path, which: ChunkId) -> bytes:
         raise ValueError("corrupt (its size is not that of its record)")
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
         raise ValueError("corrupt (its checksum is not that of its record)")
-    if _about(content).get("question") != plan.question:
+    about = _about(content)
+    if about.get("question") != plan.question:
         raise ValueError(f"of another atlas, or {MANIFEST} was changed")
+    if about.get("labels") != list(plan.features(which).labels):
+        raise ValueError("a chunk of other features")
     return content
 
 
