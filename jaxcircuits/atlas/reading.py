@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxcircuits.atlas import store
+from jaxcircuits.atlas import questions, store
+from jaxcircuits.atlas.overlaps import against
 from jaxcircuits.atlas.store import Chunk, ChunkId, Group, Plan
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import STEPS
@@ -45,7 +46,7 @@ class Atlas:
         self.plan: Plan = store.read(self.directory)
         self.manifest = {k: v for k, v in self.plan.manifest.items() if k != "groups"}
         self.features = tuple(label for group in self.plan.groups for label in group.features.labels)
-        self._chunk = functools.lru_cache(KEPT)(self._read)
+        self.chunk = functools.lru_cache(KEPT)(self._read)
 
     def __repr__(self) -> str:
         asked = f"{self.manifest['model']}, {self.manifest['criterion']}, {len(self.features)} features"
@@ -86,7 +87,7 @@ class Atlas:
         """
         k = self.level(keep=keep, kernels=kernels)
         which, f = self.find(feature)
-        group, chunk = self.plan.groups[which.group], self._chunk(which)
+        group, chunk = self.plan.groups[which.group], self.chunk(which)
         one = self.plan.features(which)[f : f + 1]
         row = {n: store.unpacked(bits[f, k], group.shapes[n]).T for n, bits in chunk.masks.items()}
         asked = {k: v for k, v in self.manifest.items() if k not in ("format", "amounts", "scores", "steps")}
@@ -109,17 +110,15 @@ class Atlas:
         )
 
     def masks(self, layer: str, *, keep: float | None = None, kernels: int | None = None) -> dict[str, np.ndarray]:
-        """The masks of all of a layer's features at one level: {layer: (F, I, O) bool}, features as in `of_layer`.
+        """The masks of all of a layer's features that are there, at one level: {layer: (F, I, O) bool}.
 
         Raises:
             InputError: as `circuit`.
         """
-        k, found = self.level(keep=keep, kernels=kernels), {}
-        for g, _ in self.of_layer(layer):
-            for chunk in self.chunks(g):
-                for name, bits in chunk.masks.items():
-                    masks = store.unpacked(bits[:, k], self.shapes[name])
-                    found.setdefault(name, []).append(np.swapaxes(masks, 1, 2))
+        found: dict[str, list[np.ndarray]] = {}
+        for part in questions.parts(self, self.level(keep=keep, kernels=kernels), layer):
+            for name, bits in part.bits.items():
+                found.setdefault(name, []).append(np.swapaxes(store.unpacked(bits, self.shapes[name]), 1, 2))
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def table(self) -> pandas.DataFrame:
@@ -134,9 +133,105 @@ class Atlas:
         for g, group in enumerate(self.plan.groups):
             for which in self.there(g):
                 parts += [
-                    {"layer": group.features.layer} | row for row in store.rows_of(self.plan, which, self._chunk(which))
+                    {"layer": group.features.layer} | row for row in store.rows_of(self.plan, which, self.chunk(which))
                 ]
         return pandas.DataFrame(parts).dropna(axis=1, how="all")
+
+    def statistics(self) -> pandas.DataFrame:
+        """One row for each layer of features and each level.
+
+        Columns: layer, keep (or kernels), features, the mean and the 10th, 50th and 90th percentile of r (`mean`,
+        `low`, `median`, `high`), how many circuits are constant and so have no r, the mean numbers of kept and of
+        effective kernels, and `used`: the share of all kernels of the scored layers that at least one circuit has.
+        """
+        return questions.statistics(self)
+
+    def users(
+        self,
+        layer: str,
+        output: int,
+        input: int | None = None,
+        *,
+        keep: float | None = None,
+        kernels: int | None = None,
+    ) -> pandas.DataFrame:
+        """The features that use kernel (output, input) of a layer, or any kernel that makes its channel `output`.
+
+        Columns: feature, layer, kernels (how many of the channel's), correlation; most kernels first.
+
+        Raises:
+            InputError: no circuit of the atlas has that layer, or it has no such channel; as `circuit`.
+        """
+        return questions.users(self, self.level(keep=keep, kernels=kernels), layer, output, input)
+
+    def sharing(self, layer: str, *, keep: float | None = None, kernels: int | None = None) -> pandas.DataFrame:
+        """The kernels of a layer by how many features use them: the most shared first, the never used last.
+
+        Columns: output, input, users, share (of the features whose circuits have that layer).
+
+        Raises:
+            InputError: as `users`.
+        """
+        return questions.sharing(self, self.level(keep=keep, kernels=kernels), layer)
+
+    def iou(self, a: str, b: str, *, keep: float | None = None, kernels: int | None = None) -> float:
+        """Intersection over union of the circuits of two features, over the kernels of all layers.
+
+        Raises:
+            InputError: as `circuit`.
+        """
+        k = self.level(keep=keep, kernels=kernels)
+        one, other = ({n: bits[f, k] for n, bits in self.chunk(w).masks.items()} for w, f in map(self.find, (a, b)))
+        shared, size = against(one, {n: bits[None] for n, bits in other.items()})
+        own = sum(int(np.bitwise_count(bits).sum()) for bits in one.values())
+        return float(shared[0] / (own + size[0] - shared[0]))
+
+    def iou_matrix(
+        self, layer: str | None = None, *, keep: float | None = None, kernels: int | None = None
+    ) -> pandas.DataFrame:
+        """`iou` of each two features of a layer, or of the whole atlas; rows and columns are features.
+
+        Raises:
+            InputError: as `circuit`.
+        """
+        return questions.iou_matrix(self, self.level(keep=keep, kernels=kernels), layer)
+
+    def nearest(
+        self, feature: str, number: int = 10, *, layer: str | None = None, keep: float | None = None,
+        kernels: int | None = None,
+    ) -> pandas.DataFrame:  # fmt: skip
+        """The features whose circuits overlap most with that of one: feature, layer, iou, shared, kept (kernels).
+
+        Args:
+            feature: which.
+            number: how many.
+            layer: among its features, or all if None.
+            keep, kernels: the level.
+
+        Raises:
+            InputError: as `circuit`.
+        """
+        return questions.near(self, self.level(keep=keep, kernels=kernels), feature, layer).head(number)
+
+    def clusters(
+        self, layer: str | None = None, *, number: int | None = None, overlap: float | None = None,
+        keep: float | None = None, kernels: int | None = None,
+    ) -> pandas.DataFrame:  # fmt: skip
+        """Groups of features with alike circuits: hierarchical clustering, average linkage, of the distance 1 - IoU.
+
+        Args:
+            layer: whose features, or all if None.
+            number: of clusters, at most.
+            overlap: or the mean IoU down to which clusters are joined.
+            keep, kernels: the level.
+
+        Returns:
+            Columns feature, cluster (0 is the largest), size, iou (mean with the others of the cluster).
+
+        Raises:
+            InputError: both or neither of number and overlap; as `circuit`.
+        """
+        return questions.clusters(self, self.level(keep=keep, kernels=kernels), layer, number, overlap)
 
     def level(self, *, keep: float | None = None, kernels: int | None = None) -> int:
         """The number of a level, 0 <= k < K.
@@ -182,14 +277,6 @@ class Atlas:
         """The chunks of a group that have been made."""
         every = (ChunkId(group, number) for number in range(self.plan.groups[group].chunks))
         return [which for which in every if store.record_path(self.plan.path(self.directory, which)).exists()]
-
-    def chunks(self, group: int) -> Iterator[Chunk]:
-        """All chunks of a group, one after another.
-
-        Raises:
-            InputError: one is missing or corrupt.
-        """
-        return (self._chunk(ChunkId(group, number)) for number in range(self.plan.groups[group].chunks))
 
     def _read(self, which: ChunkId) -> Chunk:
         return store.read_chunk(self.plan, self.directory, which)

@@ -13,8 +13,9 @@ from jaxcircuits.cli.circuits import evaluate, export, extract
 from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
 from jaxcircuits.cli.networks import convert, info
+from jaxcircuits.cli.query import query
 
-__all__ = ["atlas", "compare", "convert", "evaluate", "export", "extract", "info", "main"]
+__all__ = ["atlas", "compare", "convert", "evaluate", "export", "extract", "info", "main", "query"]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (extract, evaluate, compare, atlas, export, convert, info):
+for command in (extract, evaluate, compare, atlas, query, export, convert, info):
     main.add_command(command)
