@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcircuits.atlas import store
+from jaxcircuits.atlas import processes, store
 from jaxcircuits.atlas.asking import agreed, asked
 from jaxcircuits.atlas.lock import held
 from jaxcircuits.atlas.store import ChunkId, Plan
@@ -73,27 +73,41 @@ def begun(plan: Plan, root: Path) -> Iterator[list[ChunkId]]:
     Raises:
         InputError: another process holds the lock, another atlas is there, or nothing can be written.
     """
+    every = list(plan)
     with contextlib.ExitStack() as stack:
-        try:
-            with folder(root):
-                stack.enter_context(held(root))
-                if (root / store.MANIFEST).exists():  # another process may have been faster
-                    if store.read(root).question != plan.question:
-                        raise InputError(f"{str(root)!r} has become another atlas; name another directory")
-                else:
-                    write_whole(root / store.MANIFEST, store.written(plan))
-        except OSError as error:
-            raise InputError(f"{str(root)!r} cannot be written: {error.strerror}") from error
-        for left in root.glob("*/.*.part"):  # by a process that was killed
-            left.unlink(missing_ok=True)
-        todo = []
-        for which in plan:
-            if trouble := store.trouble(plan, root, which):
-                todo.append(which)
-                if trouble != "missing":
-                    warnings.warn(f"{str(plan.path(root, which))!r} is {trouble} and is made again", stacklevel=3)
-        yield todo
-        finish(plan, root)
+        with processes.agreed(len(every)) as left:
+            if processes.first():
+                _prepare(plan, root, stack)
+                left += [number for number, which in enumerate(every) if _to_be_made(plan, root, which)]
+        if store.read(root).question != plan.question:
+            raise InputError(f"another of the processes asks {str(root)!r} for something else, or with other chunks")
+        yield [every[number] for number in left]
+        processes.wait("all chunks")
+        if processes.first():
+            finish(plan, root)
+
+
+def _prepare(plan: Plan, root: Path, stack: contextlib.ExitStack) -> None:
+    """Make the directory, lock it for as long as the stack lasts, and say what it is for."""
+    try:
+        with folder(root):
+            stack.enter_context(held(root))
+            if (root / store.MANIFEST).exists():  # another process may have been faster
+                if store.read(root).question != plan.question:
+                    raise InputError(f"{str(root)!r} has become another atlas; name another directory")
+            else:
+                write_whole(root / store.MANIFEST, store.written(plan))
+    except OSError as error:
+        raise InputError(f"{str(root)!r} cannot be written: {error.strerror}") from error
+    for unfinished in root.glob("*/.*.part"):  # by a process that was killed
+        unfinished.unlink(missing_ok=True)
+
+
+def _to_be_made(plan: Plan, root: Path, which: ChunkId) -> bool:
+    trouble = store.trouble(plan, root, which)
+    if trouble not in (None, "missing"):
+        warnings.warn(f"{str(plan.path(root, which))!r} is {trouble} and is made again", stacklevel=5)
+    return trouble is not None
 
 
 def finish(plan: Plan, root: Path) -> None:

@@ -21,11 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcircuits import passes
 from jaxcircuits.atlas.building import Done, Engine, one_device, written
+from jaxcircuits.atlas.processes import check_devices
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.criteria import OVER_IMAGES, criterion
 from jaxcircuits.data import Images, batches, count, image_shape
-from jaxcircuits.errors import InputError
 from jaxcircuits.paths import relevant
 from jaxcircuits.scores import PRECISIONS, Record, Scores
 
@@ -39,31 +39,10 @@ def engine(devices: Sequence[jax.Device] | None = None) -> Engine:
         InputError: there are several processes, and the devices are not all of theirs.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if jax.process_count() > 1 and set(devices) != set(jax.devices()):
-        raise InputError("with several processes an atlas is made on all their devices; name none of them")
-    if not devices:
-        raise InputError("there are no devices; expected at least one")
+    check_devices(devices)
     if devices == jax.devices()[:1]:
         return one_device
     return functools.partial(_on_mesh, Mesh(np.array(devices), (AXIS,)))
-
-
-def join(given: str) -> None:
-    """Become one of several processes of `jax.distributed`; before anything else is done with JAX.
-
-    Args:
-        given: "HOST:PORT,PROCESSES,ID" of the coordinator, how many there are and which this is; or "auto" where the
-            environment says it, as on TPU pods and under SLURM.
-    """
-    parts = given.split(",")
-    try:
-        if given == "auto":
-            jax.distributed.initialize()
-        else:
-            address, number, which = parts
-            jax.distributed.initialize(address, int(number), int(which))
-    except ValueError as error:
-        raise InputError(f"--distributed is {given!r}; expected HOST:PORT,PROCESSES,ID or auto: {error}") from None
 
 
 def _on_mesh(mesh: Mesh, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress) -> Iterator[Done]:

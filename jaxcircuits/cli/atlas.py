@@ -78,7 +78,7 @@ def atlas(
     if dask and distributed:
         raise InputError("give either --dask or --distributed")
     if distributed:
-        from jaxcircuits.atlas.devices import join
+        from jaxcircuits.atlas.processes import join
 
         join(distributed)
     network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
