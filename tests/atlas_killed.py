@@ -24,7 +24,7 @@ def build(root: Path) -> None:
     variables = random_variables(Small(), (1, 13, 13, 3), **options)
     model = jc.Model(Small(), variables, name="small", apply_options=options, input_size=13)
     images = np.random.default_rng(1).standard_normal((5, 13, 11, 3), np.float32)
-    features = [jc.Features("layer1.conv1"), jc.Features("features.0")]
+    features = [jc.Features("features.0"), jc.Features("features.0", position="middle")]
     jc.build_atlas(model, images, features, directory=root, keep=[0.5, 0.2], chunk=1, batch=2, scores="float16")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import jaxcircuits as jc
@@ -251,6 +253,52 @@ def test_half_precision_scores_keep_small_numbers(small, copied, tmp_path):
     assert (
         stored["score/features.0"].dtype == np.float16 and max(a.max() for n, a in stored.items() if "score" in n) == 1
     )
+
+
+def test_a_disk_that_is_full(small, made, tmp_path):
+    """No file may be longer than the chunks of features.0: as on a full disk, the others cannot be written."""
+    longest = max(path.stat().st_size for path in [*(made / "features.0").glob("*.safetensors"), made / "atlas.json"])
+    assert all(path.stat().st_size > longest for path in (made / "layer1.conv1").glob("0000[01].safetensors"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    features = list(reversed(FEATURES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, limits[1]))
+    try:
+        with pytest.raises(jc.InputError, match=r"layer1.conv1/00000.safetensors' cannot be written"):
+            build(small, tmp_path / "atlas", features)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(map(str, contents(tmp_path / "atlas"))) == {
+        "atlas.json", "features.0/00000.json", "features.0/00000.safetensors"
+    }  # fmt: skip
+    build(small, tmp_path / "atlas", features)
+    assert jc.verify_atlas(tmp_path / "atlas") == []
+
+
+def test_an_image_that_vanishes(small, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 13, 13, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{i}.png")
+    features, chunks = jc.Features("features.0", range(6)), 0
+
+    def hide(done):
+        nonlocal chunks
+        chunks += done / (2 * 4 * 3)  # two features, four images, scored once and judged twice
+        if chunks > 1.01 and path.exists():
+            path.rename(tmp_path / "hidden.png")
+
+    def run(name, **options):
+        images = jc.read_images(tmp_path / "pictures", small.model)
+        jc.build_atlas(small.model, images, features, directory=tmp_path / name, keep=[0.5, 0.2], chunk=2, **options)
+
+    path = tmp_path / "pictures" / "2.png"
+    with pytest.raises(jc.InputError, match=r"'2.png' in .* cannot be read: .*No such file"):
+        run("atlas", progress=hide)
+    assert len(list((tmp_path / "atlas" / "features.0").glob("*.json"))) == 1
+    (tmp_path / "hidden.png").rename(path)
+    run("atlas")
+    run("whole")
+    assert contents(tmp_path / "atlas") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

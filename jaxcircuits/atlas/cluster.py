@@ -17,6 +17,8 @@ import jax
 
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import Done, Engine, written
+from jaxcircuits.atlas.packages import needed
+from jaxcircuits.atlas.predicting import effort_shape
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.data import Images, count, read_images
@@ -53,27 +55,23 @@ def engine(address: str) -> Engine:
 
 
 def _on_cluster(address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress) -> Iterator[Done]:
-    try:
-        from distributed import Client, as_completed
-        from distributed.scheduler import KilledWorker
-    except ImportError:
-        raise InputError(
-            "the package distributed is missing; expected after pip install 'jaxcircuits[cluster]'"
-        ) from None
+    distributed = needed("distributed", "cluster")
     task = _task(work, root)
     each = count(work.images) * (1 + len(work.plan.amounts))
+    efforts = effort_shape(work)
+    todo = sorted(todo, key=lambda which: -efforts[which.group])  # no long chunk begins last
     try:
-        client = Client(address, timeout=SECONDS, set_as_default=False)
+        client = distributed.Client(address, timeout=SECONDS)
     except (OSError, ValueError) as error:
         raise InputError(f"there is no Dask scheduler at {address!r}: {str(error).partition(chr(10))[0]}") from None
     with client:
         futures = client.map(make, todo, task=task, pure=False)
         try:
-            for future in as_completed(futures):
+            for future in distributed.as_completed(futures):
                 done = Done(*future.result())
                 progress(done.features * each)
                 yield done
-        except KilledWorker as error:
+        except distributed.KilledWorker as error:
             raise InputError(
                 f"workers died again and again at one chunk, perhaps for want of memory: {error}"
             ) from error

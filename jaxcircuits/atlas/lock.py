@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxcircuits.atlas.packages import needed
 from jaxcircuits.errors import InputError
 
 NAME = ".lock"
@@ -18,12 +19,11 @@ def held(root: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(root / NAME, timeout=0)
+    filelock = needed("filelock")
+    lock = filelock.FileLock(root / NAME, timeout=0)
     try:
         lock.acquire()
-    except Timeout:
+    except filelock.Timeout:
         raise InputError(f"another process is at work on the atlas in {str(root)!r}; one at a time") from None
     except OSError as error:
         raise InputError(f"{str(root / NAME)!r} cannot be locked: {error.strerror}") from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxcircuits.atlas import overlaps, store
+from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.store import Chunk
 from jaxcircuits.errors import InputError, nearest
 
@@ -52,7 +53,7 @@ def users(atlas: Atlas, k: int, layer: str, output: int, input: int | None) -> p
         layer, output: whose channel it is.
         input: of the kernel; all that make the channel if None.
     """
-    import pandas
+    pandas = needed("pandas")
 
     outputs, inputs = _shape(atlas, layer)
     for name, value, most in (("output", output, outputs), ("input", input or 0, inputs)):
@@ -84,7 +85,7 @@ def usage(atlas: Atlas, k: int, layer: str) -> tuple[np.ndarray, int]:
 
 def sharing(atlas: Atlas, k: int, layer: str) -> pandas.DataFrame:
     """The kernels of a layer by how many features use them, most shared first: output, input, users, share."""
-    import pandas
+    pandas = needed("pandas")
 
     counts, features = usage(atlas, k, layer)
     order = np.argsort(-counts, axis=None, kind="stable")
@@ -95,7 +96,7 @@ def sharing(atlas: Atlas, k: int, layer: str) -> pandas.DataFrame:
 
 def iou_matrix(atlas: Atlas, k: int, layer: str | None) -> pandas.DataFrame:
     """The overlap of each two circuits, of a layer's features or of all."""
-    import pandas
+    pandas = needed("pandas")
 
     labels: list[str] = []
     rows: dict[str, list[np.ndarray]] = {}
@@ -113,7 +114,7 @@ def iou_matrix(atlas: Atlas, k: int, layer: str | None) -> pandas.DataFrame:
 
 def near(atlas: Atlas, k: int, feature: str, layer: str | None) -> pandas.DataFrame:
     """All circuits by their overlap with one, the nearest first: feature, layer, iou, shared, kept."""
-    import pandas
+    pandas = needed("pandas")
 
     which, f = atlas.find(feature)
     one = {name: bits[f, k] for name, bits in atlas.chunk(which).masks.items()}
@@ -132,7 +133,7 @@ def near(atlas: Atlas, k: int, feature: str, layer: str | None) -> pandas.DataFr
 
 def clusters(atlas: Atlas, k: int, layer: str | None, number: int | None, overlap: float | None) -> pandas.DataFrame:
     """Features whose circuits are alike: feature, cluster (0, 1, ... by falling size), size, iou (mean, within)."""
-    import pandas
+    pandas = needed("pandas")
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -169,7 +170,7 @@ def statistics(atlas: Atlas) -> pandas.DataFrame:
     circuits have none), constant (how many), kept and effective (means), used (the share of all kernels of the
     layers scored that at least one circuit has).
     """
-    import pandas
+    pandas = needed("pandas")
 
     name = next(iter(atlas.plan.amounts[0]))
     rows = []

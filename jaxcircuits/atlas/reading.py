@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcircuits.atlas import questions, store
 from jaxcircuits.atlas.overlaps import against
+from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.store import Chunk, ChunkId, Group, Plan
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import STEPS
@@ -127,9 +128,7 @@ class Atlas:
         Raises:
             InputError: a chunk is corrupt. Those that are not there yet are left out.
         """
-        import pandas
-
-        parts = []
+        pandas, parts = needed("pandas"), []
         for g, group in enumerate(self.plan.groups):
             for which in self.there(g):
                 parts += [

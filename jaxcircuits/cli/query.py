@@ -11,7 +11,7 @@ import click
 
 from jaxcircuits import plots
 from jaxcircuits.atlas.reading import Atlas
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Command, Group, options
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable
@@ -28,14 +28,8 @@ MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_defau
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 
 
-class Within(Group):
-    """A group of questions, of which none need be asked."""
-
-    command_class = Command
-
-
 @click.group(
-    cls=Within,
+    cls=Group,
     invoke_without_command=True,
     short_help="Ask an atlas: who uses a kernel, what is shared, what is alike.",
 )
