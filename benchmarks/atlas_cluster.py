@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "atlas-cluster.json"
-WORKERS, CORES, CHUNKS = (1, 2, 4), 2, 48
+WORKERS, CORES, CHUNKS = (1, 2, 4), 2, 24
 
 
 class Cluster(NamedTuple):
@@ -125,7 +125,7 @@ def _dispatch(tasks: int = 2000) -> float:
     """Seconds of the scheduler's for a task that does nothing."""
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         client.gather(client.map(abs, range(10), pure=False))
         start = time.perf_counter()
         client.gather(client.map(abs, range(tasks), pure=False))

@@ -86,8 +86,8 @@ _PROGRAMS: weakref.WeakKeyDictionary[Network, dict[tuple, Program]] = weakref.We
 
 
 def program(plan: Plan, variables: Variables, features: int, batch: int) -> Program:
-    """Compiled before the first image, so that nothing is left to compile after it."""
-    where = jax.config.jax_default_device  # a program belongs to a device
+    """Compiled before the first image, so that nothing is left to compile after it; for the default device."""
+    where = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], features, batch, where)
     if key not in known:
         target = plan.network.layers[plan.target]

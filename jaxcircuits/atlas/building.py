@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxcircuits.atlas import processes, store
 from jaxcircuits.atlas.asking import agreed, asked
 from jaxcircuits.atlas.lock import held
@@ -134,7 +132,7 @@ def build_atlas(
     features: Features | Iterable[Features] | None = None,
     *,
     directory: str | Path,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: Progress = lambda done: None,
     **options: Any,
 ) -> None:

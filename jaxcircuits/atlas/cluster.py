@@ -93,7 +93,7 @@ def _task(work: Work, root: Path) -> Task:
         len(images),
         _absolute(model.weights, ("lpips", "torchvision", "random")),
         model.transform_input,
-        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_compilation_cache_dir,  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
@@ -116,7 +116,7 @@ def make(which: ChunkId, task: Task) -> tuple[ChunkId, int, int]:
 @functools.lru_cache(1)
 def _work(task: Task) -> Work:
     """Model, images and plan, read once in a worker, and checked."""
-    if task.cache and not jax.config.jax_compilation_cache_dir:
+    if task.cache and not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", task.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     plan = store.read(Path(task.root))

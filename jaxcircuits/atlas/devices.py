@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,10 @@ from jaxcircuits.paths import relevant
 from jaxcircuits.scores import PRECISIONS, Record, Scores
 
 AXIS = "chunks"
+Device = Any  # jax.Device, which pyright takes for a variable
 
 
-def engine(devices: Sequence[jax.Device] | None = None) -> Engine:
+def engine(devices: Sequence[Device] | None = None) -> Engine:
     """What makes chunks on these devices, by default on all there are.
 
     Raises:
@@ -54,7 +56,7 @@ def _on_mesh(mesh: Mesh, work: Work, root: Path, todo: Sequence[ChunkId], progre
         with told:
             progress(done)
 
-    def make(device: jax.Device, which: ChunkId, scores: Callable[[], list[Scores]] | None) -> Done:
+    def make(device: Device, which: ChunkId, scores: Callable[[], list[Scores]] | None) -> Done:
         with jax.default_device(device):
             mine = workers[device]
             found = mine.scores(which, tell) if scores is None else scores()
@@ -84,7 +86,7 @@ def _rounds(todo: Sequence[ChunkId], devices: int) -> Iterator[list[ChunkId]]:
         yield from (chunks[start : start + devices] for start in range(0, len(chunks), devices))
 
 
-def _on_device(work: Work, device: jax.Device, turn: threading.Lock, sharers: int) -> Work:
+def _on_device(work: Work, device: Device, turn: threading.Lock, sharers: int) -> Work:
     """The same work with the weights on a device, and images that wait for their turn to be read."""
     model, images = work.model, work.images
     with jax.default_device(device):
@@ -119,7 +121,7 @@ class SharedImages(Images):
 
 def _scores(
     mesh: Mesh, work: Work, some: Sequence[ChunkId], progress: Progress
-) -> dict[jax.Device, Callable[[], list[Scores]]]:
+) -> dict[Device, Callable[[], list[Scores]]]:
     """The scores of a chunk on each device of this process; what fills up the last round is left out."""
     asked, model, images = work.plan.manifest, work.model, work.images
     group, network = work.plan.groups[some[0].group], model.network(image_shape(images))
@@ -150,10 +152,10 @@ def _scores(
     record = Record(asked["criterion"], asked["absolute"], first.objective, number, None, asked["precision"],
                     plan.sparse, granularity=asked["granularity"])  # fmt: skip
 
-    def on(device: jax.Device) -> list[Scores]:
+    def on(device: Device) -> list[Scores]:
         """Called where the device is the default one."""
-        arrays = ({n: jnp.asarray(_of(device, tree[n])) for n in group.layers} for tree in (found, possible))
-        return [Scores(*arrays, group.layers, record)] * len(work.levels)
+        values, there = ({n: jnp.asarray(_of(device, tree[n])) for n in group.layers} for tree in (found, possible))
+        return [Scores(values, there, group.layers, record)] * len(work.levels)
 
     return {device: functools.partial(on, device) for device in mesh.local_devices}
 
@@ -218,9 +220,13 @@ def _one_each(mesh: Mesh, arrays: Sequence[np.ndarray]) -> jax.Array:
     size, *rest = arrays[0].shape
     sharding = NamedSharding(mesh, FEATURES)
     shape = (len(arrays) * size, *rest)
-    return jax.make_array_from_callback(shape, sharding, lambda index: arrays[(index[0].start or 0) // size])
+
+    def one(index: Any) -> np.ndarray:
+        return arrays[(index[0].start or 0) // size]
+
+    return jax.make_array_from_callback(shape, sharding, one)
 
 
-def _of(device: jax.Device, array: jax.Array) -> np.ndarray:
+def _of(device: Device, array: jax.Array) -> np.ndarray:
     """What one device has of an array."""
     return next(np.asarray(shard.data) for shard in array.addressable_shards if shard.device == device)

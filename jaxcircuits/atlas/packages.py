@@ -13,6 +13,5 @@ def needed(package: str, extra: str = "atlas") -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise InputError(
-            f"the package {package} is missing; expected after pip install 'jaxcircuits[{extra}]'"
-        ) from None
+        install = f"pip install 'jaxcircuits[{extra}]'"
+        raise InputError(f"the package {package} is missing; expected after {install}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def check_devices(devices: Sequence[jax.Device]) -> None:
+def check_devices(devices: Sequence[Any]) -> None:
     """Raise an InputError for devices that are not those of all processes."""
     if jax.process_count() > 1 and set(devices) != set(jax.devices()):
         raise InputError("with several processes an atlas is made on all their devices; name none of them")

@@ -296,5 +296,5 @@ def rows_of(plan: Plan, which: ChunkId, chunk: Chunk) -> Iterator[dict[str, Any]
             "relevant": int(chunk.relevant[f]),
             "kept": int(chunk.kept[f, k]),
             "effective": int(chunk.effective[f, k]),
-            "correlation": finite(chunk.correlation[f, k]),
+            "correlation": finite(float(chunk.correlation[f, k])),
         }

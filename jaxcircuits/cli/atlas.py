@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def atlas(
         _build(screen, work, root, todo, engine, what)
 
 
-def _features(text: str, layers: dict[str, Layer], objective: str) -> Features:
+def _features(text: str, layers: Mapping[str, Layer], objective: str) -> Features:
     """A layer's name, or features as `extract` has them."""
     return parse(text if ":" in text else f"{text}:*", layers, objective=objective)
 
@@ -126,8 +126,8 @@ def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engi
     total = number * sum(sizes[which] for which in todo) * (1 + len(plan.amounts))
     with screen.progress("scoring and judging", total, of="features", each=number * (1 + len(plan.amounts))) as tell:
         for done in engine(work, root, todo, tell):
-            event = pace.after(done) | {"file": str(plan.path(root, done.which))}
-            screen.line({"event": "chunk", **event})
+            event = pace.after(done)
+            screen.line({"event": "chunk", **event, "file": str(plan.path(root, done.which))})
             screen.note(
                 f"{there + event['done']} of {sum(sizes.values())} features, {event['features_per_second']:.3g} a "
                 f"second, {number} images each, {spoken(event['seconds_left'])} left"

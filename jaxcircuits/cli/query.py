@@ -101,10 +101,11 @@ def users(atlas: Atlas, kernel: str, keep, kernels, most, as_json, quiet) -> Non
 def shared(atlas: Atlas, layer: str, never, keep, kernels, most, plot: Path | None, as_json, quiet) -> None:
     """The kernels of LAYER by how many features use them, the most shared first."""
     screen, found = Screen(quiet, as_json), atlas.sharing(layer, keep=keep, kernels=kernels)
-    unused = int((found["users"] == 0).sum())
+    never_used = (found["users"] == 0).to_numpy()
+    unused = int(never_used.sum())
     if plot:
         plots.usage(_png(plot), found["users"].to_numpy(), title=f"{atlas.manifest['model']}, kernels of {layer}")
-    _print(screen, found[found["users"] == 0] if never else found, most)
+    _print(screen, found.loc[never_used] if never else found, most)
     screen.say(f"\n{unused} of {len(found)} kernels are used by none" + (f", plot in {plot}" if plot else ""))
 
 
@@ -184,7 +185,7 @@ def _eye(size: int):
 
 def _print(screen: Screen, found: pandas.DataFrame, most: int) -> None:
     """The first rows as a table, all of them as JSON; what is not a number is a constant circuit's r."""
-    records = json.loads(found.to_json(orient="records"))
+    records = json.loads(found.to_json(orient="records") or "[]")
     screen.json({"rows": records})
     if not records:
         screen.say("none")
