@@ -11,7 +11,7 @@ import click
 
 from jaxcircuits import plots
 from jaxcircuits.atlas.reading import Atlas
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, options
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, one_sentence, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable
@@ -28,33 +28,31 @@ MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_defau
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 
 
-@click.group(
-    cls=Group,
-    invoke_without_command=True,
-    short_help="Ask an atlas: who uses a kernel, what is shared, what is alike.",
-)
+@click.group(cls=Group, invoke_without_command=True, short_help="Ask an atlas: who uses a kernel, which are alike.")
 @click.argument("directory", type=click.Path(path_type=Path))
-@options(PLOT, JSON, QUIET)
 @click.pass_context
-def query(context: click.Context, directory: Path, plot: Path | None, as_json, quiet) -> None:
-    """Ask the atlas in DIRECTORY. Without a question: statistics of each layer at each level (--plot draws r)."""
-    from jaxcircuits.cli.common import one_sentence
-
+def query(context: click.Context, directory: Path) -> None:
+    """Ask the atlas in DIRECTORY a question; the one of `statistics` if none is named."""
     with one_sentence():
-        atlas = context.obj = Atlas(directory)
-        if context.invoked_subcommand is not None:
-            if plot or as_json or quiet:
-                raise InputError("options of a question stand behind it")
-            return
-        screen, found = Screen(quiet, as_json), atlas.statistics()
-        if not len(found):
-            raise InputError(f"the atlas in {str(directory)!r} has no chunk yet")
-        _print(screen, found, len(found))
-        if plot:
-            _png(plot)
-            r = found.pivot(index="layer", columns=found.columns[1], values="mean").loc[list(found["layer"].unique())]
-            plots.curves(plot, list(r.index), list(r.columns), r.to_numpy(), title=f"{atlas.manifest['model']}, mean r")
-            screen.say(f"\nplot in {plot}")
+        context.obj = Atlas(directory)
+        if context.invoked_subcommand is None:
+            context.invoke(statistics)
+
+
+@query.command("statistics", short_help="Each layer at each level: r, kernels, how much is used.")
+@options(PLOT, JSON, QUIET)
+@click.pass_obj
+def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
+    """How faithful and how large the circuits of each layer are at each level; --plot draws the mean r over them."""
+    screen, found = Screen(quiet, as_json), atlas.statistics()
+    if not len(found):
+        raise InputError(f"the atlas in {str(atlas.directory)!r} has no chunk yet")
+    _print(screen, found, len(found))
+    if plot:
+        r = found.pivot(index="layer", columns=found.columns[1], values="mean").loc[list(found["layer"].unique())]
+        title = f"{atlas.manifest['model']}, mean r"
+        plots.curves(_png(plot), list(r.index), list(r.columns), r.to_numpy(), title=title)
+        screen.say(f"\nplot in {plot}")
 
 
 @query.command("circuit", short_help="Write a feature's circuit to a file.")
