@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "atlas-cluster.json"
-WORKERS, CORES, CHUNKS = (1, 2, 4), 2, 24
+WORKERS, CORES, CHUNKS = (1, 2, 4), 2, 32
 
 
 class Cluster(NamedTuple):
@@ -68,7 +68,6 @@ def measure() -> None:
     """Run one small atlas with 1, 2 and 4 workers, and empty tasks to see what the scheduler itself takes."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder, "images.npy"), np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8))
         _run(folder, 1, "warm")  # programs are in the cache from here on
         for workers in WORKERS:
             runs.append(_run(folder, workers, f"{workers}"))
@@ -99,7 +98,7 @@ def _run(folder: str, workers: int, name: str) -> dict:
             pinned = ["taskset", "-c", str(w % CORES), *python, *worker]
             running.append(subprocess.Popen(pinned, env=env, stderr=subprocess.DEVNULL, cwd=folder))
         where = json.loads(address.read_text())["address"]
-        asked = ["alexnet", f"features.0:0-{CHUNKS - 1}", "--images", "images.npy", "--chunk", "1", "--keep", ".5,.1"]
+        asked = ["alexnet", f"features.0:0-{CHUNKS - 1}", "--images", "photos:a", "--chunk", "1", "--keep", ".5,.1"]
         command = [
             *python,
             "jaxcircuits",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxcircuits.atlas import questions, store
+from jaxcircuits.atlas import questions, store, tables
 from jaxcircuits.atlas.overlaps import against
 from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.store import Chunk, ChunkId, Group, Plan
@@ -132,7 +132,7 @@ class Atlas:
         for g, group in enumerate(self.plan.groups):
             for which in self.there(g):
                 parts += [
-                    {"layer": group.features.layer} | row for row in store.rows_of(self.plan, which, self.chunk(which))
+                    {"layer": group.features.layer} | row for row in tables.rows_of(self.plan, which, self.chunk(which))
                 ]
         return pandas.DataFrame(parts).dropna(axis=1, how="all")
 

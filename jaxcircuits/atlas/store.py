@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcircuits.circuit import KEY, finite
+from jaxcircuits.circuit import KEY
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import write_whole
@@ -272,29 +272,3 @@ def _about(content: bytes) -> dict[str, Any]:
     """A safetensors file's metadata: its header is JSON behind eight bytes that say how long it is."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return json.loads(header["__metadata__"][KEY])
-
-
-def rows(plan: Plan, root: Path, group: int) -> Iterator[dict[str, Any]]:
-    """A group's circuits as the rows of a table: by feature, then by amount.
-
-    Raises:
-        InputError: a chunk is missing or corrupt.
-    """
-    for number in range(plan.groups[group].chunks):
-        which = ChunkId(group, number)
-        yield from rows_of(plan, which, read_chunk(plan, root, which))
-
-
-def rows_of(plan: Plan, which: ChunkId, chunk: Chunk) -> Iterator[dict[str, Any]]:
-    """The same of one chunk."""
-    labels, amounts = plan.features(which).labels, plan.amounts
-    for f, k in np.ndindex(chunk.kept.shape):
-        yield {
-            "feature": labels[f],
-            "keep": amounts[k].get("keep"),
-            "kernels": amounts[k].get("kernels"),
-            "relevant": int(chunk.relevant[f]),
-            "kept": int(chunk.kept[f, k]),
-            "effective": int(chunk.effective[f, k]),
-            "correlation": finite(float(chunk.correlation[f, k])),
-        }

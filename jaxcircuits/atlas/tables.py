@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from jaxcircuits.atlas.store import TABLE, Plan, rows
+import numpy as np
+
+from jaxcircuits.atlas.store import TABLE, Chunk, ChunkId, Plan, read_chunk
+from jaxcircuits.circuit import finite
 from jaxcircuits.files import write_whole
 
 
@@ -46,3 +51,29 @@ def check_table(plan: Plan, root: Path, group: int) -> str | None:
     except Exception as error:  # a broken file may raise anything
         return f"corrupt ({str(error).partition(chr(10))[0]})"
     return None if found.equals(_table(plan, root, group)) else "corrupt (it does not say what the chunks say)"
+
+
+def rows(plan: Plan, root: Path, group: int) -> Iterator[dict[str, Any]]:
+    """A group's circuits as the rows of a table: by feature, then by amount.
+
+    Raises:
+        InputError: a chunk is missing or corrupt.
+    """
+    for number in range(plan.groups[group].chunks):
+        which = ChunkId(group, number)
+        yield from rows_of(plan, which, read_chunk(plan, root, which))
+
+
+def rows_of(plan: Plan, which: ChunkId, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    """The same of one chunk."""
+    labels, amounts = plan.features(which).labels, plan.amounts
+    for f, k in np.ndindex(chunk.kept.shape):
+        yield {
+            "feature": labels[f],
+            "keep": amounts[k].get("keep"),
+            "kernels": amounts[k].get("kernels"),
+            "relevant": int(chunk.relevant[f]),
+            "kept": int(chunk.kept[f, k]),
+            "effective": int(chunk.effective[f, k]),
+            "correlation": finite(float(chunk.correlation[f, k])),
+        }
