@@ -15,6 +15,8 @@ import pytest
 import jaxcircuits as jc
 from tests.test_atlas import contents
 
+pytestmark = pytest.mark.timeout(900)  # about twenty seconds each where nothing else runs
+
 HERE = Path(__file__).parents[1]
 SCRIPT = HERE / "tests" / "atlas_shared.py"
 
@@ -30,7 +32,7 @@ def started(command, environment, log, **options):
         return subprocess.Popen(list(map(str, command)), env=environment, stdout=file, stderr=file, **options)
 
 
-def waited(process, log, seconds=240):
+def waited(process, log, seconds=800):
     assert process.wait(seconds) == 0, Path(log).read_text()
 
 
@@ -99,7 +101,7 @@ def test_a_dask_cluster_that_loses_a_worker(tmp_path):
     assert contents(tmp_path / "atlas") == contents(tmp_path / "alone")
 
 
-def until(true, seconds=120):
+def until(true, seconds=400):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
