@@ -12,6 +12,9 @@ that computes it. Images and weights become scores, scores masks, masks circuits
 """
 
 from jaxcircuits.ablation import mean_offsets
+from jaxcircuits.atlas.building import build_atlas
+from jaxcircuits.atlas.reading import Atlas
+from jaxcircuits.atlas.verifying import verify as verify_atlas
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.compare import compare
@@ -39,6 +42,7 @@ from jaxcircuits.subfeatures import ImageScores, Parts, Trajectories, image_scor
 __version__ = "0.1.0"
 
 __all__ = [
+    "Atlas",
     "Circuit",
     "Comparison",
     "Diagram",
@@ -55,6 +59,7 @@ __all__ = [
     "Trajectories",
     "Visualisation",
     "against_nulls",
+    "build_atlas",
     "compare",
     "complement",
     "correlation",
@@ -82,5 +87,6 @@ __all__ = [
     "top_kernels",
     "top_patches",
     "trajectories",
+    "verify_atlas",
     "visualise",
 ]

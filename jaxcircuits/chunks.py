@@ -25,7 +25,7 @@ CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_i
 
 def device_memory() -> int:
     """Bytes of memory of the default device; of the machine, for a CPU."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()  # another process's device does not tell
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     if not hasattr(os, "sysconf"):  # Windows

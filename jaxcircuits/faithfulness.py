@@ -201,13 +201,15 @@ def _moments_of(
     by_terms = [masked.suited(network.layers, features.layer, mask) for mask in masks]
     near = tuple(dict.fromkeys(name for names in by_terms for name in names[: masked.NEAR]))
 
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
     def judge(f: int, k: int) -> None:
         """Feature f of the chunk, in its circuit k, on the block of images."""
         mask = {name: m[start + f] for name, m in masks[k].items()}
         more = {name: np.asarray(offset[start + f]) for name, offset in added[k].items()}
         terms = masked.all_terms(network.layers, by_terms[k], mask, more, outputs)
         rest = {name: m for name, m in mask.items() if name not in terms}
-        with jax.default_matmul_precision("highest"):  # each thread has its own
+        with jax.default_device(device), jax.default_matmul_precision("highest"):  # each thread has its own
             found = _moments(plan, model.variables, rest, terms, more, d, full, where, jnp.int32(f), block)
         of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,12 +35,22 @@ class Job:
     Attributes:
         features: F of them.
         layers: those to score.
-        manifests: for each feature and each amount to keep, all of the circuit's manifest but the results.
+        asked: what the manifests of all their circuits have in common.
+        amounts: K of them, keyword arguments of `top_kernels`.
     """
 
     features: Features
     layers: tuple[str, ...]
-    manifests: list[list[dict[str, Any]]]
+    asked: dict[str, Any]
+    amounts: list[dict[str, Any]]
+
+    @functools.cached_property
+    def manifests(self) -> list[list[dict[str, Any]]]:
+        """For each feature and each amount to keep, all of the circuit's manifest but the results."""
+        both = {"keep": None, "kernels": None}
+        return [
+            [self.asked | {"feature": identity(f)} | both | amount for amount in self.amounts] for f in self.features
+        ]
 
 
 def plan(
@@ -94,12 +105,10 @@ def plan(
         "versions": versions(),
     }
 
-    def manifests(f: Features, names: tuple[str, ...]) -> list[list[dict[str, Any]]]:
-        asked = shared | {"layers": list(names), "objective": f.objective}
-        both = {"keep": None, "kernels": None}
-        return [[asked | {"feature": identity(one)} | both | amount for amount in amounts] for one in f]
-
-    return [Job(f, names, manifests(f, names)) for f, names in zip(every, chosen, strict=True)]
+    return [
+        Job(f, names, shared | {"layers": list(names), "objective": f.objective}, amounts)
+        for f, names in zip(every, chosen, strict=True)
+    ]
 
 
 def extract(
@@ -185,6 +194,57 @@ def _amounts(keep, kernels) -> list[dict[str, Any]]:
     return [{name: value} for value in values]
 
 
+class Judged(NamedTuple):
+    """The circuits of F features at K amounts, and what is known of them.
+
+    Attributes:
+        masks: K of {layer: (F, I, O) bool}.
+        offsets: K of {layer: (F, O)} for mean ablation, else None.
+        relevant: kernels of each feature (F,).
+        kept, effective: kernels of each circuit (F, K).
+        correlation: (F, K), nan where it is not defined.
+    """
+
+    masks: list[Masks]
+    offsets: list[dict[str, np.ndarray]] | None
+    relevant: np.ndarray
+    kept: np.ndarray
+    effective: np.ndarray
+    correlation: np.ndarray
+
+
+def judged(
+    model: Model,
+    images,
+    features: Features,
+    scores: Sequence[Scores],
+    amounts: Sequence[Mapping[str, Any]],
+    means: Mapping[str, np.ndarray] | None,
+    progress: Callable[[float], object] = lambda done: None,
+) -> Judged:
+    """The masks of one chunk's features, of which there may be fewer than of scores, judged on these images.
+
+    Args:
+        scores: one for each of the K amounts; of more features where the chunk is filled up.
+        means: the kernels' mean contributions, for mean ablation.
+        progress: called with the number of circuits times images done since the last call.
+    """
+    real = len(features)
+    masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
+    masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
+    masks = [{name: m[:real] for name, m in mask.items()} for mask in masks]
+    added = None if means is None else [offsets(means, mask) for mask in masks]
+    r = correlations(
+        model, images, features, masks, ablation="zero" if added is None else "mean", offsets=added,
+        progress=lambda done: progress(done * len(amounts)),
+    )  # fmt: skip
+    shape = image_shape(images)
+    effective = [count_kernels(effective_kernels(model, features, mask, image_shape=shape)) for mask in masks]
+    possible = count_kernels(scores[0].relevant)[:real]
+    kept = np.stack([count_kernels(mask) for mask in masks], 1)
+    return Judged(masks, added, possible, kept, np.stack(effective, 1), r)
+
+
 def _circuits(
     model: Model,
     images,
@@ -197,33 +257,22 @@ def _circuits(
     progress: Callable[[float], object],
 ) -> Iterator[Circuit]:
     """The circuits of one chunk's features, of which there are as many as manifests; the rest only fills it up."""
-    real = len(manifests)
-    masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
-    masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
-    features, masks = features[:real], [{name: m[:real] for name, m in mask.items()} for mask in masks]
-    added = None if means is None else [offsets(means, mask) for mask in masks]
-    r = correlations(
-        model, images, features, masks, ablation="zero" if added is None else "mean", offsets=added,
-        progress=lambda done: progress(done * len(amounts)),
-    )  # fmt: skip
-    possible = count_kernels(scores[0].relevant)
-    kept = [count_kernels(mask) for mask in masks]
-    shape = image_shape(images)
-    effective = [count_kernels(effective_kernels(model, features, mask, image_shape=shape)) for mask in masks]
+    features = features[: len(manifests)]
+    found = judged(model, images, features, scores, amounts, means, progress)
     for f, feature in enumerate(features):
         for k in range(len(amounts)):
             manifest = manifests[f][k] | {
                 "sparse": scores[k].record.sparse,
-                "relevant": int(possible[f]),
-                "kept": int(kept[k][f]),
-                "effective": int(effective[k][f]),
-                "correlation": finite(r[f, k]),
+                "relevant": int(found.relevant[f]),
+                "kept": int(found.kept[f, k]),
+                "effective": int(found.effective[f, k]),
+                "correlation": finite(found.correlation[f, k]),
             }
             yield Circuit(
-                _row(masks[k], scores[k].layers, f),
+                _row(found.masks[k], scores[k].layers, f),
                 manifest,
-                scores=_kernel_scores(scores[k], f) if with_scores else None,
-                offsets=None if added is None else _row(added[k], scores[k].layers, f),
+                scores=kernel_scores(scores[k], f) if with_scores else None,
+                offsets=None if found.offsets is None else _row(found.offsets[k], scores[k].layers, f),
                 direction=None if feature.directions is None else feature.directions[0],
             )
 
@@ -232,7 +281,7 @@ def _row(arrays: Masks | Mapping[str, Any], layers: tuple[str, ...], f: int) -> 
     return {name: np.asarray(arrays[name][f]) for name in layers}
 
 
-def _kernel_scores(scores: Scores, f: int) -> dict[str, np.ndarray]:
+def kernel_scores(scores: Scores, f: int) -> dict[str, np.ndarray]:
     """{layer: (I, O)} of one feature; of filters, each relevant kernel has its filter's."""
     found, possible = (_row(arrays, scores.layers, f) for arrays in (scores.values, scores.relevant))
     return {name: np.where(possible[name], found[name], np.float32(0)) for name in scores.layers}

@@ -87,8 +87,9 @@ _PROGRAMS: weakref.WeakKeyDictionary[Network, dict[tuple, Program]] = weakref.We
 
 
 def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
-    """Compiled before the first image, so that nothing is left to compile after it."""
-    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], size)
+    """Compiled before the first image, so that nothing is left to compile after it; for the default device."""
+    where = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], size, where)
     features, batch, streams = size
     if key not in known:
         target = plan.network.layers[plan.target]
@@ -101,8 +102,8 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
         images = jax.ShapeDtypeStruct((batch, *plan.network.image_shape), jnp.float32)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         with jax.default_matmul_precision(plan.precision):
-            step = _step.lower(plan, sums, variables, weights, directions, places, images, number).compile()
-            finish = _finish.lower(plan, (sums,) * streams, weights, directions, possible, number).compile()
+            step = add_block.lower(plan, sums, variables, weights, directions, places, images, number).compile()
+            finish = finished.lower(plan, (sums,) * streams, weights, directions, possible, number).compile()
         known[key] = Program(step, finish, streams * _bytes(step))
     return known[key]
 
@@ -181,7 +182,7 @@ def scores_of_chunk(
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")
-def _step(
+def add_block(
     plan: Plan,
     total: Sums,
     variables: Variables,
@@ -191,7 +192,7 @@ def _step(
     images: Array,
     real: Array,
 ) -> Sums:
-    """Each layer's sum with the first `real` of some more images."""
+    """Each layer's sum with the first `real` of some more images: what is compiled for a block."""
     counts = (jnp.arange(len(images)) < real)[:, None, None]
 
     def objective(maps: Array) -> Array:
@@ -216,7 +217,7 @@ def _step(
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _finish(
+def finished(
     plan: Plan, totals: tuple[Sums, ...], weights: Masks, directions: Array, possible: Masks, number: Array
 ) -> dict[str, Array]:
     total = jax.tree.map(lambda *sums: functools.reduce(jnp.add, sums), *totals)

@@ -97,6 +97,44 @@ def comparison(
     return _png(figure)
 
 
+def matrix(path: Path, values: np.ndarray, labels: Sequence[str], *, title: str = "") -> None:
+    """Draw a matrix of overlaps (F, F) of the features with these labels, those of one layer side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 6.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    off = values[~np.eye(len(values), dtype=bool)]
+    most = float(np.nanmax(off, initial=0)) or 1.0  # the diagonal, all ones, would hide the rest
+    picture = axes.imshow(values, vmin=0, vmax=most, cmap="viridis", interpolation="nearest")
+    figure.colorbar(picture, label="intersection over union")
+    layers = [label.partition(":")[0] for label in labels]
+    first = [i for i, layer in enumerate(layers) if not i or layer != layers[i - 1]]
+    ends = [*first[1:], len(layers)]
+    axes.set_xticks([(a + b - 1) / 2 for a, b in zip(first, ends, strict=True)], [_plain(layers[i]) for i in first])
+    axes.set_yticks(axes.get_xticks(), [_plain(layers[i]) for i in first])
+    axes.tick_params(length=0, labelsize="small")
+    for edge in first[1:]:
+        axes.axhline(edge - 0.5, color="white", linewidth=0.6)
+        axes.axvline(edge - 0.5, color="white", linewidth=0.6)
+    axes.set_title(_plain(title), fontsize="medium")
+    save(figure, path)
+
+
+def usage(path: Path, users: np.ndarray, *, title: str = "") -> None:
+    """Draw how many kernels have at least so many users, from the users of each kernel."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    counts = np.arange(int(users.max()) + 2)
+    axes.step(counts, [(users >= count).mean() for count in counts], where="mid", color=COLOURS[0])
+    axes.set(xlabel="features that use a kernel, at least", ylabel="share of the kernels", ylim=(0, 1.03))
+    axes.set_title(_plain(title), fontsize="medium")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
 def _dress(axes, x: np.ndarray, lowest: float, title: str) -> None:
     """Axes of r over how much is kept, the amounts x in ascending order."""
     from matplotlib.ticker import NullFormatter, NullLocator

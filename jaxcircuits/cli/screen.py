@@ -31,6 +31,17 @@ class Screen:
         if self.as_json:
             click.echo(json.dumps(document, indent=2, allow_nan=False))
 
+    def line(self, event: dict[str, Any]) -> None:
+        """One line of JSON of several, at once."""
+        if self.as_json:
+            click.echo(json.dumps(event, allow_nan=False))
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """What a bar would show, as a line on stderr where there is no terminal for one."""
+        if not (self.quiet or self.as_json or Console(stderr=True).is_terminal):
+            click.echo(text, err=True)
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print rows; numbers stand to the right, and None is a feature that is constant: no r."""
         if self.quiet or self.as_json:
