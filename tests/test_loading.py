@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jaxcircuits as jc
-from jaxcircuits.cli.circuits import _network
+from jaxcircuits.cli.recorded import network_of
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import checkpoint_manifest, describe_architecture
 from jaxcircuits.models import ARCHITECTURES, RENAMED, densenet, googlenet, inception
@@ -71,7 +71,7 @@ def test_where_the_input_is_transformed(tmp_path, monkeypatch):
     for transform in (True, False):
         model = jc.load("googlenet", weights=tmp_path / "a.safetensors", transform_input=transform)
         manifest = plan(model, images, jc.Features("conv1.conv", [0]))[0].manifests[0][0]
-        assert _network(jc.Circuit({}, manifest), None, jc.load).transform_input is transform
+        assert network_of(jc.Circuit({}, manifest), None, jc.load).transform_input is transform
     with pytest.raises(jc.InputError, match=r"cannot transform its input; only googlenet, inception_v3 can$"):
         jc.load("alexnet", transform_input=True)
 
