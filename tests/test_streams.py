@@ -1,0 +1,75 @@
+"""Device calls that run at the same time: how many, and that they change nothing."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import jaxcircuits as jc
+from jaxcircuits import chunks, scores
+from jaxcircuits.streams import Streams
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("tasks", [0, 1, 7])
+def test_streams_take_turns(number, tasks):
+    with Streams([[] for _ in range(number)]) as streams:
+        for task in range(tasks):
+            streams.go_on(lambda done, task: [*done, task], task)
+        results = streams.results()
+    assert sorted(results) == sorted([*range(s, tasks, number)] for s in range(number))
+
+
+def test_streams_run_at_the_same_time():
+    meeting = threading.Barrier(2, timeout=60)  # neither comes through alone
+    with Streams([0, 0]) as streams:
+        for _ in range(4):
+            streams.go_on(lambda value: meeting.wait() * 0 + value + 1)
+        assert streams.results() == (2, 2)
+
+
+def test_an_error_in_a_stream_is_raised():
+    def fails(value):
+        raise ZeroDivisionError
+
+    with Streams([0, 0]) as streams:
+        streams.go_on(fails)
+        with pytest.raises(ZeroDivisionError):
+            streams.results()
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad"])
+def test_streams_do_not_change_scores(small, monkeypatch, criterion):
+    """Five images: three for one stream, two for the other; the same as all in one call."""
+    features = jc.Features("features.3", [0, 4])
+    found = {}
+    for size in (chunks.Sizes(2, 5, 1), chunks.Sizes(2, 1, 2)):
+        monkeypatch.setattr(scores, "sizes", lambda *_, size=size, **__: size)
+        found[size.streams] = jc.score(small.model, small.images, features, criterion=criterion).values
+    for one, two in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+
+
+def test_how_many_calls_at_a_time(small, monkeypatch):
+    """As many as there are cores and images, if memory leaves enough features for each."""
+    network = small.model.network((13, 11, 3))
+    layers = tuple(name for name, layer in network.layers.items() if not layer.trouble)[:2]
+
+    def sizes(images, **given):
+        asked = {"chunk": None, "batch": None} | given
+        return chunks.sizes(network, layers, images=images, by_weight=False, **asked)
+
+    monkeypatch.setattr(chunks, "cores", lambda: 4)
+    assert sizes(1) == chunks.Sizes(chunks.LARGEST, 1, 1)
+    assert sizes(8) == chunks.Sizes(chunks.LARGEST, 2, 4)
+    assert sizes(9) == chunks.Sizes(chunks.LARGEST, 3, 4)
+    assert sizes(100) == chunks.Sizes(chunks.LARGEST, 4, 4)
+    assert sizes(8, batch=4, chunk=3) == chunks.Sizes(3, 4, 2)
+    a_feature = chunks._bytes_a_feature(network, layers, batch=1, by_weight=False)
+    monkeypatch.setattr(chunks, "_budget", lambda: 2.5 * chunks.ENOUGH * a_feature)
+    assert sizes(8) == chunks.Sizes(int(1.25 * chunks.ENOUGH), 1, 2)
+    monkeypatch.setattr(chunks, "_budget", lambda: 0.5 * chunks.ENOUGH * a_feature)
+    assert sizes(8) == chunks.Sizes(chunks.ENOUGH // 2, 1, 1)
+    monkeypatch.setattr(chunks, "_budget", lambda: 0.5 * a_feature)
+    assert sizes(8) == chunks.Sizes(1, 1, 1)
