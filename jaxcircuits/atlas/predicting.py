@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxcircuits.atlas.store import SCORES, ChunkId, Group, Plan
 from jaxcircuits.atlas.work import Work
-from jaxcircuits.costs import measured
+from jaxcircuits.costs import Cost, measured
 from jaxcircuits.criteria import STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.jobs import judged
+from jaxcircuits.scores import Scores
 from jaxcircuits.taps import Network
 
-# Images and circuits' features that are tried; from one to many, scoring and judging take as many times as long.
-IMAGES, JUDGED = 16, 4
+# Images and circuits' features that are tried.
+IMAGES, JUDGED = 16, 8
 
 
 class Prediction(NamedTuple):
@@ -42,45 +44,66 @@ class Prediction(NamedTuple):
 
 
 def predict(work: Work, todo: Sequence[ChunkId]) -> list[Prediction]:
-    """Try one chunk of each group on a few images, on one device, and reckon the rest."""
+    """Try one chunk of each group on a few images and on twice as many, on one device, and reckon the rest."""
     number = count(work.images)
-    sample, real = next(batches(work.images, min(IMAGES, number)))
-    few = Work(work.model, sample[:real], work.plan)
+    sample, real = next(batches(work.images, min(2 * IMAGES, number)))
+    samples = [sample[: min(IMAGES, real)], sample[:real]]
     found = []
     for g, group in enumerate(work.plan.groups):
         left = [which for which in todo if which.group == g]
-        features = sum(len(work.plan.features(which)) for which in left)
-        size = bytes_of(work.plan, group, features)
-        if not left:
+        if left:
+            found.append(_of_group(work, left, samples, number))
+        else:
             found.append(Prediction(group.folder, 0, 0, 0.0, 0.0, 0.0, 0))
-            continue
-        with measured() as scoring:
-            scores = few.scores(left[0])
-            for each in scores:
-                np.asarray(each.values[group.layers[-1]])
-        every = work.plan.features(left[0])
-        chosen = np.unique(np.linspace(0, len(every) - 1, JUDGED).astype(int))
-        some = [_rows(each, chosen) for each in scores]
-        with measured() as judging:
-            judged(few.model, few.images, every[chosen], some, work.plan.amounts, few.means(g))
-        times = number / real
-        found.append(
-            Prediction(
-                group.folder,
-                features,
-                len(left),
-                scoring.seconds * times * len(left),
-                judging.seconds * times * features / len(chosen),
-                scoring.compiling + judging.compiling,
-                size,
-            )
-        )
     return found
 
 
-def _rows(scores, chosen: np.ndarray):
-    import jax
+def _of_group(work: Work, left: Sequence[ChunkId], samples: Sequence[np.ndarray], number: int) -> Prediction:
+    """What is left of one group."""
+    group = work.plan.groups[left[0].group]
+    every = work.plan.features(left[0])
+    chosen = np.unique(np.linspace(0, len(every) - 1, JUDGED).astype(int))
 
+    def score(images: np.ndarray) -> list[Scores]:
+        scores = Work(work.model, images, work.plan).scores(left[0])
+        for each in scores:
+            np.asarray(each.values[group.layers[-1]])
+        return scores
+
+    with measured() as beginning:
+        some = [_rows(each, chosen) for each in score(samples[0])]
+
+    def judge(images: np.ndarray) -> None:
+        few = Work(work.model, images, work.plan)
+        judged(work.model, images, every[chosen], some, work.plan.amounts, few.means(left[0].group))
+
+    scoring, judging = (_reckoned(task, samples, number) for task in (score, judge))
+    features = sum(len(work.plan.features(which)) for which in left)
+    return Prediction(
+        group.folder,
+        features,
+        len(left),
+        scoring.seconds * len(left),
+        judging.seconds * features / len(chosen),
+        beginning.compiling + scoring.compiling + judging.compiling,
+        bytes_of(work.plan, group, features),
+    )
+
+
+def _reckoned(task: Callable[[np.ndarray], object], samples: Sequence[np.ndarray], number: int) -> Cost:
+    """The cost of a task on so many images: what it costs once, whatever their number, and for each of them."""
+    costs = []
+    for images in (samples[0], *samples):  # the first time compiles, and warms up
+        with measured() as cost:
+            task(images)
+        costs.append(cost)
+    first, few, more = costs
+    further = len(samples[1]) - len(samples[0])
+    each = max(0.0, more.seconds - few.seconds) / further if further else 0.0
+    return Cost(few.seconds + each * (number - len(samples[0])), first.compiling)
+
+
+def _rows(scores: Scores, chosen: np.ndarray) -> Scores:
     return jax.tree.map(lambda a: a[chosen], scores)
 
 
