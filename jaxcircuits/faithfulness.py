@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from jaxcircuits.masks import check_masks, top_kernels
 from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.scores import Level, Scores, score_levels
+from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network, with_masks
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
@@ -201,19 +201,17 @@ def _moments_of(
     by_terms = [masked.suited(network.layers, features.layer, mask) for mask in masks]
     near = tuple(dict.fromkeys(name for names in by_terms for name in names[: masked.NEAR]))
 
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-
     def judge(f: int, k: int) -> None:
         """Feature f of the chunk, in its circuit k, on the block of images."""
         mask = {name: m[start + f] for name, m in masks[k].items()}
         more = {name: np.asarray(offset[start + f]) for name, offset in added[k].items()}
         terms = masked.all_terms(network.layers, by_terms[k], mask, more, outputs)
         rest = {name: m for name, m in mask.items() if name not in terms}
-        with jax.default_device(device), jax.default_matmul_precision("highest"):  # each thread has its own
+        with jax.default_matmul_precision("highest"):  # each thread has its own
             found = _moments(plan, model.variables, rest, terms, more, d, full, where, jnp.int32(f), block)
         of_circuit[:, start + f, k, done : done + real] = np.asarray(found)[:, :real]
 
-    with jax.default_matmul_precision("highest"), ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
+    with jax.default_matmul_precision("highest"), side_by_side(min(cores(), AT_ONCE)) as mapped:
         for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
             d = jnp.asarray(part.matrix(directions.shape[1]))
             done, here = 0, min(size, len(features) - start)  # the last chunk is filled up
@@ -221,7 +219,7 @@ def _moments_of(
                 block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
                 full, where, outputs, found = _full_maps(plan, near, model.variables, d, given, block)
                 of_full[:, start : start + here, done : done + real] = np.asarray(found)[:, :here, :real]
-                list(pool.map(judge, *np.indices((here, len(masks))).reshape(2, -1).tolist()))
+                mapped(judge, *np.indices((here, len(masks))).reshape(2, -1).tolist())
                 done += real
                 progress(real * here)
     arrays = dict(zip(OF_FULL, of_full, strict=True)) | dict(zip(OF_CIRCUIT, of_circuit, strict=True))

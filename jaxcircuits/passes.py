@@ -169,12 +169,13 @@ def scores_of_chunk(
     places = features.places(number, batch)
     arguments, done = (variables, weights, directions), 0
 
-    def step(sums: Sums, given: Array, block: Array, real: int) -> Sums:
-        return compiled.step(sums, *arguments, given, block, jnp.int32(real))
+    def step(sums: Sums, given: Array, block: Array, real: Array) -> Sums:
+        return compiled.step(sums, *arguments, given, block, real)
 
     with Streams([plan.nothing(len(features)) for _ in range(size.streams)]) as streams:
         for block, real in batches(images, batch):
-            streams.go_on(step, jnp.asarray(places[done : done + batch], jnp.int32), jnp.asarray(block), real)
+            given = jnp.asarray(places[done : done + batch], jnp.int32)
+            streams.go_on(step, given, jnp.asarray(block), jnp.int32(real))
             done += real
             progress(real * len(features))
         sums = streams.results()

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import Sizes
+from jaxcircuits.chunks import Sizes, cores
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, strongest
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masks import top
-from jaxcircuits.passes import Plan, program
+from jaxcircuits.passes import Plan, Sums, program
+from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network, with_masks
 
 
@@ -48,23 +49,28 @@ def rounds(
     """
     spare = np.pad(places, ((0, 0), (0, batch), (0, 0)))  # for a last block that is filled up
     compiled = program(plan, variables, Sizes(1, batch, 1))
-    for kept in counts:
-        masks = top(plan.layers, values, relevant, jnp.asarray(kept))
-        sums, done = [plan.nothing(1) for _ in range(len(places))], 0
-        for block, real in batches(images, batch):
-            for f in range(len(places)):
-                circuit = _circuit(plan.network, variables, masks, jnp.int32(f))
-                given = jnp.asarray(spare[f, done : done + batch])
-                sums[f] = compiled.step(
-                    sums[f], circuit, weights, directions[f : f + 1], given, jnp.asarray(block), jnp.int32(real)
-                )
-            done += real
-            progress(real * len(places))
-        found = []
-        for f, total in enumerate(sums):
-            possible = {name: relevant[name][f : f + 1] for name in plan.layers}
-            found.append(compiled.finish((total,), weights, directions[f : f + 1], possible, jnp.int32(number)))
-        values = {name: jnp.concatenate([scores[name] for scores in found]) for name in plan.layers}
+
+    def step(masks: Masks, done: int, block: Array, real: Array, f: int, total: Sums) -> Sums:
+        """Of feature f in its circuit."""
+        circuit = _circuit(plan.network, variables, masks, jnp.int32(f))
+        given = jnp.asarray(spare[f, done : done + batch])
+        return compiled.step(total, circuit, weights, directions[f : f + 1], given, block, real)
+
+    features = range(len(places))
+    with side_by_side(cores()) as mapped:
+        for kept in counts:
+            masks = top(plan.layers, values, relevant, jnp.asarray(kept))
+            sums, done = [plan.nothing(1) for _ in features], 0
+            for block, real in batches(images, batch):
+                one = functools.partial(step, masks, done, jnp.asarray(block), jnp.int32(real))
+                sums = mapped(one, features, sums)
+                done += real
+                progress(real * len(places))
+            found = []
+            for f, total in enumerate(sums):
+                possible = {name: relevant[name][f : f + 1] for name in plan.layers}
+                found.append(compiled.finish((total,), weights, directions[f : f + 1], possible, jnp.int32(number)))
+            values = {name: jnp.concatenate([scores[name] for scores in found]) for name in plan.layers}
     return values
 
 

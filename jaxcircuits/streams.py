@@ -6,7 +6,8 @@ sharing out, and a call for each core is faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -44,3 +45,19 @@ class Streams(Generic[T]):
     def __exit__(self, *_) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+
+
+@contextlib.contextmanager
+def side_by_side(threads: int) -> Iterator[Callable[..., list]]:
+    """A `map` that works in so many threads, on the caller's default device, and waits for all results."""
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    with ThreadPoolExecutor(threads, "jaxcircuits-beside") as pool:
+
+        def mapped(work: Callable[..., T], *arguments: Iterable) -> list[T]:
+            def here(*one) -> T:
+                with jax.default_device(device):
+                    return jax.block_until_ready(work(*one))
+
+            return list(pool.map(here, *arguments))
+
+        yield mapped
