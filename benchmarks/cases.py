@@ -30,10 +30,10 @@ class Case:
 QUICK = tuple(
     Case("alexnet", "features.10", what, features, images)
     for what, features, images in (
-        ("snip", 1, 2),
-        ("snip", 64, 2),
-        ("snip whole_set", 64, 2),
-        ("actgrad", 64, 2),
+        ("snip", 1, 4),
+        ("snip", 64, 4),
+        ("snip whole_set", 64, 8),
+        ("actgrad", 64, 4),
         ("curve", 1, 16),
     )
 )
