@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcircuits.chunks import SHARE, device_memory
+from jaxcircuits.chunks import SHARE, Sizes, device_memory
 from jaxcircuits.criteria import OVER_IMAGES
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import Images, batches, count, image_shape
@@ -148,7 +148,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, np.ndarray], tuple[np.ndarray, ...]]]:
         plan, variables, network = self.plan, self.model.variables, self.plan.network
-        compiled = program(plan, variables, len(self.features), 1)
+        compiled = program(plan, variables, Sizes(len(self.features), 1, 1))
         weights = by_output(network, plan.layers, variables)
         directions = jnp.asarray(self.features.matrix(network.layers[plan.target].outputs))
         one = jnp.int32(1)
@@ -156,7 +156,7 @@ class Stream:
             image, place = jnp.asarray(block), jnp.asarray(self.places[n : n + 1], jnp.int32)
             nothing = plan.nothing(len(self.features))
             sums = compiled.step(nothing, variables, weights, directions, place, image, one)
-            scores = compiled.finish(sums, weights, directions, self.relevant, one)
+            scores = compiled.finish((sums,), weights, directions, self.relevant, one)
             with jax.default_matmul_precision(plan.precision):
                 peak = peaks(network, plan.target, plan.place, variables, {}, directions, place, image)
             yield {name: np.asarray(scores[name]) for name in self.layers}, tuple(map(np.asarray, peak))
