@@ -17,7 +17,7 @@ from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.connections import connections
 from jaxcircuits.diagram.graph import flow, graph, ranking
 from jaxcircuits.diagram.layout import layout, orders, rows
-from jaxcircuits.diagram.pictures import top_patches
+from jaxcircuits.diagram.pictures import _cut, top_patches
 from tests.twins import random_variables, with_kernels
 
 
@@ -248,6 +248,27 @@ def test_patches_are_what_the_strongest_positions_see(small):
             inside = [slice(0, side - k + 1) for k in seen.shape[:2]]
             at = [(a, b) for a in range(inside[0].stop) for b in range(inside[1].stop)]
             assert any((patch[a : a + seen.shape[0], b : b + seen.shape[1]] == seen).all() for a, b in at)
+
+
+@pytest.mark.parametrize("position", [[1, 2], "argmax"])
+def test_a_feature_with_a_position_has_its_patches_there(small, position):
+    """"argmax" is each image's own, in the full network; other channels of the layer are looked at everywhere."""
+    circuit = random_circuit(small.model, "features.3", 2, 0.6, 3, scored=False)
+    feature = {**circuit.manifest["feature"], "position": position}
+    circuit = jc.Circuit(circuit.masks, {**circuit.manifest, "feature": feature})
+    images = small.images[:, :, :11]
+    maps = with_kernels(small.torch, {n: m.T for n, m in circuit.masks.items()})(images)["features.3"].numpy()
+    whole = with_kernels(small.torch, {})(images)["features.3"].numpy()[:, 2]
+    fields = jc.receptive_fields(small.model, image_shape=images.shape[1:])["features.3"]
+    places = [tuple(position) if position != "argmax" else np.unravel_index(w.argmax(), w.shape) for w in whole]
+    found = top_patches(small.model, circuit, {"features.3": [2, 4]}, images, 2)
+    pixels = np.clip(np.round(255 * (images * np.array(small.model.std) + np.array(small.model.mean))), 0, 255)
+    values = np.array([m[2][place] for m, place in zip(maps, places, strict=True)])
+    for n, patch in zip(np.argsort(-values, kind="stable"), found["features.3", 2], strict=False):
+        np.testing.assert_array_equal(patch, _cut(pixels[n].astype(np.uint8), fields, *places[n]))
+    n = maps[:, 4].max((1, 2)).argmax()
+    place = np.unravel_index(maps[n, 4].argmax(), maps.shape[2:])
+    np.testing.assert_array_equal(found["features.3", 4][0], _cut(pixels[n].astype(np.uint8), fields, *place))
 
 
 @pytest.fixture(scope="module")

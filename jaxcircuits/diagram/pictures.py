@@ -5,25 +5,21 @@ Patches are those of the circuit, not of the full network. All layers are looked
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from PIL import Image
 
 from jaxcircuits.circuit import Circuit
-from jaxcircuits.data import batches
 from jaxcircuits.data import count as count_images
+from jaxcircuits.data import image_shape
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Graph
-from jaxcircuits.layers import Arrays, Variables
-from jaxcircuits.masked import outputs
+from jaxcircuits.features import Features
 from jaxcircuits.model import Model
-from jaxcircuits.receptive import ReceptiveField, fields
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.pictures.circuits import in_circuit
+from jaxcircuits.pictures.patches import strongest
+from jaxcircuits.receptive import ReceptiveField
 
 SIZE, COUNT, BATCH = 56, 4, 8
 
@@ -52,7 +48,7 @@ def node_pictures(
     filters = _filters(model, graph)
     strips: dict[tuple[str, int], list[np.ndarray]] = {key: [image] for key, image in filters.items()}
     if images is not None and model.channels == 3 and channels:
-        for key, patches in top_patches(model, circuit, channels, images, count).items():
+        for key, patches in top_patches(model, circuit, channels, images, count, size).items():
             strips.setdefault(key, []).extend(patches)
     said = []
     if images is not None:
@@ -64,11 +60,11 @@ def node_pictures(
 
 
 def feature_patches(model: Model, circuit: Circuit, images, *, count: int, size: int) -> np.ndarray:
-    """A strip of what drives the circuit's feature most, anywhere in the images: (size, squares * size, 3) uint8."""
+    """A strip of what drives the circuit's feature most, at its position: (size, squares * size, 3) uint8."""
     feature = circuit.manifest["feature"]
     layer, channel = feature["layer"], feature.get("channel", -1)
-    patches = top_patches(model, circuit, {layer: [channel]}, images, count)[layer, channel]
-    return np.concatenate([_square(patch, size) for patch in patches], 1)
+    patches = top_patches(model, circuit, {layer: [channel]}, images, count, size)[layer, channel]
+    return np.concatenate(patches, 1)
 
 
 def _images(images) -> str:
@@ -98,78 +94,44 @@ def _filters(model: Model, graph: Graph) -> dict[tuple[str, int], np.ndarray]:
 
 
 def top_patches(
-    model: Model, circuit: Circuit, channels: Mapping[str, Sequence[int]], images, count: int
-) -> dict[tuple[str, int], list[np.ndarray]]:
+    model: Model,
+    circuit: Circuit,
+    channels: Mapping[str, Sequence[int]],
+    images,
+    count: int,
+    size: int | None = None,
+) -> dict[tuple[str, int], Sequence[np.ndarray]]:
     """What the strongest positions of channels see in the images that drive them most, one position an image.
 
     Args:
         model: whose circuit it is.
         circuit: whose masks and offsets apply.
-        channels: {layer: those asked for}; -1 in the feature's layer is its direction.
+        channels: {layer: those asked for}; -1 in the feature's layer is its direction. The feature itself is looked at
+            in its position.
         images: as for `node_pictures`.
         count: patches of each.
+        size: of a square; None: as many pixels as it has.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in channels}
-    places: dict[str, list[np.ndarray]] = {name: [] for name in channels}
-    network, target = None, circuit.manifest["feature"]["layer"]
-    direction = None if circuit.direction is None else jnp.asarray(circuit.direction)
-    for block, real in batches(images, BATCH):
-        if network is None:
-            network = model.network(block.shape[1:])
-            variables = with_masks(network, model.variables, circuit.masks)
-            offsets = {name: jnp.asarray(offset) for name, offset in (circuit.offsets or {}).items()}
-        found = _maxima(network, tuple(channels), target, variables, offsets, direction, jnp.asarray(block))
-        for name, (value, place) in found.items():
-            values[name].append(np.asarray(value)[:real])
-            places[name].append(np.asarray(place)[:real])
-    if network is None:
-        return {}
-    seen = fields(network, model.variables)
-    wanted: dict[int, list[tuple[str, int, int, int]]] = {}
-    for name, chosen in channels.items():
-        value, place = np.concatenate(values[name]), np.concatenate(places[name])
-        best = np.argsort(-value, axis=0, kind="stable")[:count]
-        for c in chosen:
-            for k, n in enumerate(best[:, c]):
-                wanted.setdefault(int(n), []).append((name, c, k, int(place[n, c])))
-    patches: dict[tuple[str, int], list] = {}
-    start = 0
-    for block, real in batches(images, BATCH):
-        for n in range(start, start + real):
-            for name, c, k, place in wanted.get(n, ()):
-                patch = _cut(block[n - start], seen[name], *divmod(place, network.layers[name].positions[1]))
-                patches.setdefault((name, c), []).append((k, np.clip(_pixels(model, patch), 0, 255).astype(np.uint8)))
-        start += real
-    return {key: [patch for _, patch in sorted(some, key=lambda pair: pair[0])] for key, some in patches.items()}
+    feature = circuit.features
+    own = feature.layer, -1 if feature.channels is None else feature.channels[0]
+    groups, keys = [], []
+    for layer, some in channels.items():
+        if rest := [c for c in some if (layer, c) != own]:
+            groups.append(Features(layer, channels=rest))
+            keys.append([(layer, c) for c in rest])
+        if len(rest) < len(some):
+            groups.append(feature)
+            keys.append([own])
 
+    def cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:
+        patch = _cut(image, field, h, w)
+        return patch if size is None else _square(patch, size)
 
-@functools.partial(jax.jit, static_argnames=("network", "names", "target"))
-def _maxima(
-    network: Network,
-    names: tuple[str, ...],
-    target: str,
-    variables: Variables,
-    offsets: Arrays,
-    direction: Array | None,
-    images: Array,
-) -> dict[str, tuple[Array, Array]]:
-    """{layer: the largest value of each image's channels, and where it is: (N, O) both}; a direction comes last."""
-    probes = {
-        name: jnp.broadcast_to(offset, (len(images), *network.layers[name].positions, network.layers[name].outputs))
-        for name, offset in offsets.items()
-    }
-    inputs, found = network.run(variables, images, probes), {}
-    for name in names:
-        maps = outputs(network.layers[name], variables, inputs[name])
-        maps = maps.reshape(len(images), -1, maps.shape[-1])
-        if name == target and direction is not None:
-            maps = jnp.concatenate([maps, maps @ direction[:, None]], -1)
-        found[name] = maps.max(1), maps.argmax(1)
-    return found
-
-
-def _pixels(model: Model, patch: np.ndarray) -> np.ndarray:
-    return np.round(255 * (patch * np.asarray(model.std) + np.asarray(model.mean)))
+    network = model.network(image_shape(images))
+    within = in_circuit(network, model.variables, circuit.masks, circuit.offsets, None)
+    found = strongest(model, images, [(groups, within)], count=count, cut=cut, batch=BATCH, whole=True)
+    each = zip(keys, found, strict=True)
+    return {key: patches for some, best in each for key, patches in zip(some, best.pictures, strict=True)}
 
 
 def _cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:
