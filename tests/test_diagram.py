@@ -252,7 +252,7 @@ def test_patches_are_what_the_strongest_positions_see(small):
 
 @pytest.mark.parametrize("position", [[1, 2], "argmax"])
 def test_a_feature_with_a_position_has_its_patches_there(small, position):
-    """"argmax" is each image's own, in the full network; other channels of the layer are looked at everywhere."""
+    """ "argmax" is each image's own, in the full network; other channels of the layer are looked at everywhere."""
     circuit = random_circuit(small.model, "features.3", 2, 0.6, 3, scored=False)
     feature = {**circuit.manifest["feature"], "position": position}
     circuit = jc.Circuit(circuit.masks, {**circuit.manifest, "feature": feature})

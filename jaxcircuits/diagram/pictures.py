@@ -1,6 +1,8 @@
-"""The pictures that nodes carry: what a first layer's filter looks like, and the patches that drive a channel most.
+"""The pictures that nodes carry: what a first layer's filter looks like, pictures made by gradient ascent, and the
+patches that drive a channel most.
 
-Patches are those of the circuit, not of the full network. All layers are looked at in one pass over the images.
+All of them are of the circuit, not of the full network. For patches all layers are looked at in one pass over the
+images.
 """
 
 from __future__ import annotations
@@ -15,17 +17,29 @@ from jaxcircuits.data import count as count_images
 from jaxcircuits.data import image_shape
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Graph
+from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.model import Model
 from jaxcircuits.pictures.circuits import in_circuit
 from jaxcircuits.pictures.patches import strongest
+from jaxcircuits.pictures.visualise import visualise
 from jaxcircuits.receptive import ReceptiveField
 
+KINDS = ("patches", "features", "none")
 SIZE, COUNT, BATCH = 56, 4, 8
+MADE = 64  # channels that get a picture made for them; a CPU makes one in a second or two
 
 
 def node_pictures(
-    model: Model, circuit: Circuit, graph: Graph, images=None, *, count: int = COUNT, size: int = SIZE
+    model: Model,
+    circuit: Circuit,
+    graph: Graph,
+    images=None,
+    *,
+    kind: str = "patches",
+    count: int = COUNT,
+    made: int = MADE,
+    size: int = SIZE,
 ) -> tuple[dict[tuple[str, int], np.ndarray], str]:
     """A strip of squares for each channel of the graph, and a sentence that says what they are.
 
@@ -33,38 +47,106 @@ def node_pictures(
         model: whose circuit it is.
         circuit: in which the channels are looked at.
         graph: whose nodes get pictures.
-        images: (n, H, W, 3) normalised, in blocks or as an array; None: only filters of the first layer.
+        images: (n, H, W, 3) normalised, in blocks or as an array; None: no patches.
+        kind: "patches"; "features" for pictures made by gradient ascent before them; "none".
         count: patches of each channel.
+        made: channels for which pictures are made, those with the best kernels.
         size: of a square, in pixels.
 
     Returns:
         {(layer, channel): (size, squares * size, 3) uint8}.
+
+    Raises:
+        InputError: another kind, or `made` is below 1.
     """
-    channels: dict[str, list[int]] = {}
-    for block, channel in graph.nodes:
-        name, kind, _ = graph.blocks[block]
-        if kind == "direction" or (kind == "layer" and channel >= 0):
-            channels.setdefault(name, []).append(channel)
+    check_kind(kind, made)
+    if kind == "none":
+        return {}, ""
     filters = _filters(model, graph)
-    strips: dict[tuple[str, int], list[np.ndarray]] = {key: [image] for key, image in filters.items()}
-    if images is not None and model.channels == 3 and channels:
+    strips: dict[tuple[str, int], list[np.ndarray]] = {key: [_square(image, size)] for key, image in filters.items()}
+    said = []
+    if kind == "features" and model.channels == 3:
+        wanted = _best_channels(circuit, graph, filters)
+        for key, picture in _made(model, circuit, wanted[:made]).items():
+            strips.setdefault(key, []).append(_square(picture, size))
+        some = f"its {len(wanted)} channels"
+        which = some if len(wanted) <= made else f"{made} of {some}, those with the best kernels"
+        said.append(f"made by gradient ascent within this circuit for {which}")
+    channels: dict[str, list[int]] = {}
+    for node in range(len(graph.nodes)):
+        if (key := _key(graph, node)) is not None:
+            channels.setdefault(key[0], []).append(key[1])
+    if images is not None and count and model.channels == 3 and channels:
         for key, patches in top_patches(model, circuit, channels, images, count, size).items():
             strips.setdefault(key, []).extend(patches)
-    said = []
-    if images is not None:
-        said.append(f"the patches of {_images(images)} that drive a channel of this circuit most, one of an image")
+        which = "" if kind == "patches" else "then "
+        said.append(
+            f"{which}the patches of {_images(images)} that drive a channel of this circuit most, one of an image"
+        )
     if filters:
-        said.append("in the first layer the channel's filter" + (" before them" if images is not None else ""))
-    pictures = {key: np.concatenate([_square(image, size) for image in strip], 1) for key, strip in strips.items()}
+        said.append("in the first layer the channel's filter" + (" before them" if said else ""))
+    pictures = {key: np.concatenate(strip, 1) for key, strip in strips.items()}
     return pictures, f"Pictures: {'; '.join(said)}." if said else ""
 
 
-def feature_patches(model: Model, circuit: Circuit, images, *, count: int, size: int) -> np.ndarray:
-    """A strip of what drives the circuit's feature most, at its position: (size, squares * size, 3) uint8."""
-    feature = circuit.manifest["feature"]
-    layer, channel = feature["layer"], feature.get("channel", -1)
-    patches = top_patches(model, circuit, {layer: [channel]}, images, count, size)[layer, channel]
-    return np.concatenate(patches, 1)
+def check_kind(kind: str, made: int) -> None:
+    """Raise an InputError if these are no pictures of nodes."""
+    if kind not in KINDS:
+        raise InputError(f"nodes have no pictures of kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if made < 1:
+        raise InputError(f"pictures of {made} channels were asked for; expected one or more")
+
+
+def _key(graph: Graph, node: int) -> tuple[str, int] | None:
+    """Layer and channel of a node that can have a picture; -1 for a direction."""
+    (name, kind, _), channel = graph.block(node), graph.nodes[node][1]
+    return (name, channel) if kind == "direction" or (kind == "layer" and channel >= 0) else None
+
+
+def _best_channels(circuit: Circuit, graph: Graph, filters: Mapping[tuple[str, int], object]) -> list[tuple[str, int]]:
+    """The feature, then the circuit's other channels, as good as the best kernel that leads to each; not those whose
+    filter is a picture."""
+    there = graph.within(min(graph.kept, graph.most))
+    nodes = [graph.feature, *(e.target for e, on in zip(graph.edges, there.edges, strict=False) if on)]
+    keys = dict.fromkeys(_key(graph, node) for node in nodes)
+    return [key for key in keys if key is not None and key not in filters]
+
+
+def _made(model: Model, circuit: Circuit, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], np.ndarray]:
+    """Pictures of channels made by gradient ascent in the circuit; `wanted` as `_best_channels` gives them."""
+    layers: dict[str, list[int]] = {}
+    for layer, channel in wanted:
+        layers.setdefault(layer, []).append(channel)
+    found = {}
+    for keys, features in _groups(circuit, layers):
+        pictures = visualise(model, features, masks=circuit.masks, offsets=circuit.offsets).pictures
+        found |= dict(zip(keys, pictures, strict=True))
+    return found
+
+
+def _groups(circuit: Circuit, channels: Mapping[str, Sequence[int]]) -> list[tuple[list[tuple[str, int]], Features]]:
+    """Channels as features, layer by layer, with the keys of their nodes; the circuit's own feature by itself."""
+    own = circuit.features
+    of_feature = own.layer, -1 if own.channels is None else own.channels[0]
+    groups = []
+    for layer, some in channels.items():
+        if rest := [c for c in some if (layer, c) != of_feature]:
+            groups.append(([(layer, c) for c in rest], Features(layer, channels=rest)))
+        if len(rest) < len(some):
+            groups.append(([of_feature], own))
+    return groups
+
+
+def feature_strip(model: Model, circuit: Circuit, images, *, kind: str, count: int, size: int) -> np.ndarray:
+    """A strip of what drives the circuit's feature most: (size, squares * size, 3) uint8.
+
+    With kind "features" a picture made by gradient ascent comes first; then patches, at the feature's position.
+    """
+    layer, channel = circuit.manifest["feature"]["layer"], circuit.manifest["feature"].get("channel", -1)
+    strip = [_square(p, size) for p in _made(model, circuit, [(layer, channel)]).values()] if kind == "features" else []
+    if images is not None:
+        strip.extend(top_patches(model, circuit, {layer: [channel]}, images, count, size)[layer, channel])
+    return np.concatenate(strip, 1)
 
 
 def _images(images) -> str:
@@ -112,16 +194,6 @@ def top_patches(
         count: patches of each.
         size: of a square; None: as many pixels as it has.
     """
-    feature = circuit.features
-    own = feature.layer, -1 if feature.channels is None else feature.channels[0]
-    groups, keys = [], []
-    for layer, some in channels.items():
-        if rest := [c for c in some if (layer, c) != own]:
-            groups.append(Features(layer, channels=rest))
-            keys.append([(layer, c) for c in rest])
-        if len(rest) < len(some):
-            groups.append(feature)
-            keys.append([own])
 
     def cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:
         patch = _cut(image, field, h, w)
@@ -129,6 +201,7 @@ def top_patches(
 
     network = model.network(image_shape(images))
     within = in_circuit(network, model.variables, circuit.masks, circuit.offsets, None)
+    keys, groups = zip(*_groups(circuit, channels), strict=True)
     found = strongest(model, images, [(groups, within)], count=count, cut=cut, batch=BATCH, whole=True)
     each = zip(keys, found, strict=True)
     return {key: patches for some, best in each for key, patches in zip(some, best.pictures, strict=True)}
