@@ -16,7 +16,7 @@ import jaxcircuits as jc
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.connections import connections
 from jaxcircuits.diagram.graph import flow, graph, ranking
-from jaxcircuits.diagram.layout import layout, orders, rows
+from jaxcircuits.diagram.layout import LETTER, gap, layout, margin, orders, rows, shrunk
 from jaxcircuits.diagram.pictures import _cut, top_patches
 from tests.twins import random_variables, with_kernels
 
@@ -214,6 +214,17 @@ def test_layout_has_no_overlaps(branches, small):
             assert curve[0, 1] == placed.centres[a][1] and curve[-1, 1] == placed.centres[b][1]
 
 
+def test_names_stay_in_their_columns(branches):
+    """However long: half of a name and half of its neighbour's fit between two columns, and the outer ones in the
+    margins."""
+    found = graph(branches, random_circuit(branches, "top", 1, 0.8, 1, scored=True))
+    step = gap(rows(found))
+    for name in ("top", "layer2.0.downsample.0", "features.denseblock1.denselayer16.conv2"):
+        width = LETTER * len(name) * shrunk(name, step)
+        assert width < step and margin(["top", name], step) > width / 2
+    assert shrunk("features.10", step) == 1
+
+
 def test_the_order_shortens_edges(small):
     found = graph(small.model, random_circuit(small.model, "features.3", 1, 0.5, 1, scored=True))
     columns = rows(found)
@@ -271,6 +282,42 @@ def test_a_feature_with_a_position_has_its_patches_there(small, position):
     np.testing.assert_array_equal(found["features.3", 4][0], _cut(pixels[n].astype(np.uint8), fields, *place))
 
 
+def test_nodes_carry_pictures_made_in_the_circuit(small):
+    """The feature and the channels that the best kernels lead to; not those that show their filter."""
+    circuit, images = random_circuit(small.model, "features.3", 2, 0.4, 7, scored=True), small.images[:, :, :11]
+    plain = jc.diagram(small.model, circuit, images)
+    found = jc.diagram(small.model, circuit, images, pictures="features", made=4)
+    scores = {(n, o): circuit.scores[n][i, o] for n, i, o in effective(small.model, circuit, circuit.masks)}
+    for n, i, o in effective(small.model, circuit, circuit.masks):
+        scores[n, o] = max(scores[n, o], circuit.scores[n][i, o])
+    best = sorted((key for key in scores if key[0] != "features.0"), key=lambda key: -scores[key])
+    best = [("features.3", 2), *(key for key in best if key != ("features.3", 2))]
+    assert len(best) > 4 and f"for 4 of its {len(best)} channels, those with the best kernels" in found.said
+    assert found.pictures.keys() == plain.pictures.keys() >= set(best)
+    for key, strip in found.pictures.items():
+        if key not in best[:4]:
+            np.testing.assert_array_equal(strip, plain.pictures[key])
+            continue
+        made = jc.visualise(small.model, jc.Features(key[0], channels=[key[1]]), masks=circuit.masks).pictures[0]
+        first = Image.fromarray(made).resize((56, 56), Image.Resampling.NEAREST)
+        assert np.abs(strip[:, :56].astype(int) - np.asarray(first)).max() <= 1  # alone or with others
+        np.testing.assert_array_equal(strip[:, 56:], plain.pictures[key])
+    alone = jc.diagram(small.model, circuit, pictures="features", made=len(best))
+    assert f"for its {len(best)} channels;" in alone.said and "patches" not in alone.said
+    assert all(alone.pictures[key].shape == (56, 56, 3) for key in best)
+    none = jc.diagram(small.model, circuit, images, pictures="none")
+    assert not none.pictures and not none.said
+
+
+def test_a_direction_carries_a_picture(small):
+    direction = np.array([0, 1, 0, -2, 0, 0], np.float32)
+    circuit = random_circuit(small.model, "features.3", 0, 0.6, 3, scored=False, direction=direction)
+    found = jc.diagram(small.model, circuit, pictures="features", made=1)
+    made = jc.visualise(small.model, circuit.features, masks=circuit.masks).pictures[0]
+    first = Image.fromarray(made).resize((56, 56), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(found.pictures["features.3", -1], first)
+
+
 @pytest.fixture(scope="module")
 def picture(small):
     circuit = random_circuit(small.model, "features.3", 2, 0.4, 7, scored=True)
@@ -315,6 +362,10 @@ def test_bad_input_is_one_sentence(picture, small, branches, tmp_path):
         jc.diagram(branches, circuit_of(branches, "stem", 0, masks))
     with pytest.raises(jc.InputError, match="0 kernels were asked for"):
         jc.diagram(small.model, picture.circuit, most=0)
+    with pytest.raises(jc.InputError, match="kind 'photos'; expected one of patches, features, none"):
+        jc.diagram(small.model, picture.circuit, pictures="photos")
+    with pytest.raises(jc.InputError, match="pictures of 0 channels"):
+        jc.report(small.model, [picture.circuit], pictures="features", made=0)
     with pytest.raises(jc.InputError, match="cannot be written as 'gif'; expected one of html, svg, png"):
         picture.save(tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())

@@ -69,7 +69,7 @@ def node_pictures(
         wanted = _best_channels(circuit, graph, filters)
         for key, picture in _made(model, circuit, wanted[:made]).items():
             strips.setdefault(key, []).append(_square(picture, size))
-        some = f"its {len(wanted)} channels"
+        some = f"its {len(wanted)} channel{'s' if len(wanted) > 1 else ''}"
         which = some if len(wanted) <= made else f"{made} of {some}, those with the best kernels"
         said.append(f"made by gradient ascent within this circuit for {which}")
     channels: dict[str, list[int]] = {}
