@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import networkx
 import numpy as np
@@ -284,7 +285,7 @@ def test_a_feature_with_a_position_has_its_patches_there(small, position):
 
 def test_nodes_carry_pictures_made_in_the_circuit(small):
     """The feature and the channels that the best kernels lead to; not those that show their filter."""
-    circuit, images = random_circuit(small.model, "features.3", 2, 0.4, 7, scored=True), small.images[:, :, :11]
+    circuit, images = random_circuit(small.model, "features.3", 2, 0.8, 7, scored=True), small.images[:, :, :11]
     plain = jc.diagram(small.model, circuit, images)
     found = jc.diagram(small.model, circuit, images, pictures="features", made=4)
     scores = {(n, o): circuit.scores[n][i, o] for n, i, o in effective(small.model, circuit, circuit.masks)}
@@ -303,10 +304,30 @@ def test_nodes_carry_pictures_made_in_the_circuit(small):
         assert np.abs(strip[:, :56].astype(int) - np.asarray(first)).max() <= 1  # alone or with others
         np.testing.assert_array_equal(strip[:, 56:], plain.pictures[key])
     alone = jc.diagram(small.model, circuit, pictures="features", made=len(best))
-    assert f"for its {len(best)} channels;" in alone.said and "patches" not in alone.said
+    assert f"for {len(best)} of its {len(best)} channels;" in alone.said and "patches" not in alone.said
     assert all(alone.pictures[key].shape == (56, 56, 3) for key in best)
     none = jc.diagram(small.model, circuit, images, pictures="none")
     assert not none.pictures and not none.said
+
+
+def test_what_cannot_be_driven_has_no_picture():
+    """Behind a ReLU that noise leaves off there is no gradient: no grey square, and no words that say otherwise."""
+
+    class Off(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(2, (1, 1), bias_init=nn.initializers.constant(-100.0), name="low")(x)
+            return nn.Conv(1, (1, 1), name="top")(nn.relu(x))
+
+    model = jc.Model(Off(), Off().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))), name="off", input_size=64)
+    circuit = random_circuit(model, "top", 0, 1.0, 0, scored=True)
+    found = jc.diagram(model, circuit, pictures="features")
+    assert found.pictures.keys() == {("low", 0), ("low", 1)}
+    assert "for 2 of its 3 channels (not for 1 that" in found.said
+    assert "<figure>" not in jc.report(model, [circuit], pictures="features")
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+    text = jc.report(model, [circuit], images, pictures="features")
+    assert text.count("<figure>") == 2 and "(the first picture" not in text
 
 
 def test_a_direction_carries_a_picture(small):

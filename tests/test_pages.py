@@ -340,7 +340,7 @@ def test_report(opened, small):
 
 
 def test_a_report_with_pictures_that_are_made(opened, small):
-    circuit = random_circuit(small.model, "features.3", 2, 0.5, 2, scored=True)
+    circuit = random_circuit(small.model, "features.3", 2, 0.9, 2, scored=True)
     page = opened(jc.report(small.model, [circuit], pictures="features", made=1))
     captions = page.locator("figcaption").all_inner_texts()
     assert [words.partition(" (")[0] for words in captions] == ["in the full network", "in the circuit"]
@@ -403,7 +403,7 @@ def test_commands(opened, small, tmp_path, monkeypatch):
     assert circuit.manifest["weights"]["sha256"] in text and "two.npy" in text
     run("diagram", file, "--out", "made", "--format", "html", "--pictures", "features", "--made", "1", "--patches", "0")
     made = (tmp_path / "made" / f"{circuit.stem}.html").read_text()
-    assert re.search("made by gradient ascent within this circuit for its 1 channel[.;]", made)
+    assert re.search("made by gradient ascent within this circuit for 1 of its 1 channel[.;]", made)
     assert run("report", file, "--out", "out", "--pictures", "none").exit_code == 0
     assert "data:image" not in (tmp_path / "out" / f"{circuit.stem}.report.html").read_text()
     assert "'gif' is none of html, svg, png" in run("diagram", file, "--format", "html,gif", code=2).stderr

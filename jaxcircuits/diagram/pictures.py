@@ -27,7 +27,7 @@ from jaxcircuits.receptive import ReceptiveField
 
 KINDS = ("patches", "features", "none")
 SIZE, COUNT, BATCH = 56, 4, 8
-MADE = 64  # channels that get a picture made for them; a CPU makes one in a second or two
+MADE = 64  # channels that get a picture made for them: about a minute on two cores for AlexNet's features.10
 
 
 def node_pictures(
@@ -67,10 +67,13 @@ def node_pictures(
     said = []
     if kind == "features" and model.channels == 3:
         wanted = _best_channels(circuit, graph, filters)
-        for key, picture in _made(model, circuit, wanted[:made]).items():
+        moved = _made(model, circuit, wanted[:made])
+        for key, picture in moved.items():
             strips.setdefault(key, []).append(_square(picture, size))
-        some = f"its {len(wanted)} channel{'s' if len(wanted) > 1 else ''}"
-        which = some if len(wanted) <= made else f"{made} of {some}, those with the best kernels"
+        which = f"{len(moved)} of its {len(wanted)} channel{'s' if len(wanted) > 1 else ''}"
+        which += ", those with the best kernels" if len(wanted) > made else ""
+        if stuck := min(made, len(wanted)) - len(moved):
+            which += f" (not for {stuck} that the noise at the beginning leaves unmoved)"
         said.append(f"made by gradient ascent within this circuit for {which}")
     channels: dict[str, list[int]] = {}
     for node in range(len(graph.nodes)):
@@ -113,14 +116,18 @@ def _best_channels(circuit: Circuit, graph: Graph, filters: Mapping[tuple[str, i
 
 
 def _made(model: Model, circuit: Circuit, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], np.ndarray]:
-    """Pictures of channels made by gradient ascent in the circuit; `wanted` as `_best_channels` gives them."""
+    """Pictures of channels made by gradient ascent in the circuit; `wanted` as `_best_channels` gives them.
+
+    None of a channel that noise leaves unmoved, because all ReLUs before it stay off: its picture is grey.
+    """
     layers: dict[str, list[int]] = {}
     for layer, channel in wanted:
         layers.setdefault(layer, []).append(channel)
     found = {}
     for keys, features in _groups(circuit, layers):
-        pictures = visualise(model, features, masks=circuit.masks, offsets=circuit.offsets).pictures
-        found |= dict(zip(keys, pictures, strict=True))
+        made = visualise(model, features, masks=circuit.masks, offsets=circuit.offsets)
+        moved = made.values > made.start
+        found |= {key: picture for key, picture, on in zip(keys, made.pictures, moved, strict=True) if on}
     return found
 
 
@@ -137,16 +144,18 @@ def _groups(circuit: Circuit, channels: Mapping[str, Sequence[int]]) -> list[tup
     return groups
 
 
-def feature_strip(model: Model, circuit: Circuit, images, *, kind: str, count: int, size: int) -> np.ndarray:
-    """A strip of what drives the circuit's feature most: (size, squares * size, 3) uint8.
-
-    With kind "features" a picture made by gradient ascent comes first; then patches, at the feature's position.
+def feature_strip(
+    model: Model, circuit: Circuit, images, *, kind: str, count: int, size: int
+) -> tuple[np.ndarray | None, bool]:
+    """A strip of what drives the circuit's feature most, (size, squares * size, 3) uint8 or None, and whether its first
+    square is made by gradient ascent, as it is with kind "features"; the others are patches at the feature's position.
     """
     layer, channel = circuit.manifest["feature"]["layer"], circuit.manifest["feature"].get("channel", -1)
-    strip = [_square(p, size) for p in _made(model, circuit, [(layer, channel)]).values()] if kind == "features" else []
+    made = _made(model, circuit, [(layer, channel)]) if kind == "features" else {}
+    strip = [_square(picture, size) for picture in made.values()]
     if images is not None:
         strip.extend(top_patches(model, circuit, {layer: [channel]}, images, count, size)[layer, channel])
-    return np.concatenate(strip, 1)
+    return np.concatenate(strip, 1) if strip else None, bool(made)
 
 
 def _images(images) -> str:

@@ -102,9 +102,13 @@ def _drivers(model: Model, circuit: Circuit, images, kind: str) -> list[tuple[st
         return []
     full = Circuit({}, circuit.manifest, direction=circuit.direction)
     rows = [("in the full network", full), ("in the circuit", circuit)]
-    what = " (the first picture is made by gradient ascent)" if kind == "features" else ""
-    strips = [(w + what, feature_strip(model, one, images, kind=kind, count=PATCHES, size=SIZE)) for w, one in rows]
-    return [(words, data_uri(strip, kind="jpeg")) for words, strip in strips]
+    found = []
+    for words, one in rows:
+        strip, made = feature_strip(model, one, images, kind=kind, count=PATCHES, size=SIZE)
+        if strip is not None:
+            what = " (the first picture is made by gradient ascent)" if made else ""
+            found.append((words + what, data_uri(strip, kind="jpeg")))
+    return found
 
 
 def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, Any]:
