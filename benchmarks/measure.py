@@ -84,7 +84,12 @@ def agree(case: Case, results: dict[str, list[np.ndarray]]) -> None:
 
 
 def surroundings(rounds: int, rate: float) -> dict[str, Any]:
-    """The machine and the versions, as they stand in the JSON."""
+    """The machine, the versions and how they were measured, as they stand in the JSON."""
+    return {**machine(), "matrix_gigaflops_a_second": rate, "rounds": rounds}
+
+
+def machine(packages: tuple[str, ...] = ("jax", "jaxlib", "flax", "torch", "numpy")) -> dict[str, Any]:
+    """The machine and the versions."""
     import jax
 
     cpu = platform.processor() or platform.machine()
@@ -94,7 +99,5 @@ def surroundings(rounds: int, rate: float) -> dict[str, Any]:
     devices = [device.device_kind for device in jax.devices()]
     return {
         "hardware": {"cpu": cpu, "cores": os.cpu_count(), "devices": devices, "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
-        "matrix_gigaflops_a_second": rate,
-        "rounds": rounds,
+        "versions": {name: version(name) for name in packages},
     }

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 import jaxcircuits as jc
+from benchmarks.measure import machine
 from jaxcircuits.pictures import visualise
 from jaxcircuits.pictures.visualise import plan
 
-FEATURES = "features.0:0 features.3:8 features.6:56 features.6:100 features.8:9 features.10:9 features.10:161"
+FEATURES = "features.3:8 features.6:56 features.6:100 features.10:9 features.10:161"
 SHIFTS = (-4, -2, 0, 2, 4)
 
 
@@ -105,7 +106,9 @@ def main(features: str, steps: int, out: Path | None) -> None:
         ratios = [row["jaxcircuits"][which] / row["lucent"][which] for row in rows]
         click.echo(f"jaxcircuits / Lucent, pictures {what}: median {statistics.median(ratios):.2f}")
     if out is not None:
-        out.write_text(json.dumps({"versions": {"torch": torch.__version__}, "rows": rows}, indent=1) + "\n")
+        surroundings = machine(("jax", "jaxlib", "flax", "torch", "torch-lucent", "kornia", "numpy"))
+        document = {"kind": "visualisation", **surroundings, "rows": rows}
+        out.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

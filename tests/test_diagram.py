@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import networkx
 import numpy as np
@@ -16,8 +17,8 @@ import jaxcircuits as jc
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.connections import connections
 from jaxcircuits.diagram.graph import flow, graph, ranking
-from jaxcircuits.diagram.layout import layout, orders, rows
-from jaxcircuits.diagram.pictures import top_patches
+from jaxcircuits.diagram.layout import LETTER, gap, layout, margin, orders, rows, shrunk
+from jaxcircuits.diagram.pictures import _cut, top_patches
 from tests.twins import random_variables, with_kernels
 
 
@@ -214,6 +215,17 @@ def test_layout_has_no_overlaps(branches, small):
             assert curve[0, 1] == placed.centres[a][1] and curve[-1, 1] == placed.centres[b][1]
 
 
+def test_names_stay_in_their_columns(branches):
+    """However long: half of a name and half of its neighbour's fit between two columns, and the outer ones in the
+    margins."""
+    found = graph(branches, random_circuit(branches, "top", 1, 0.8, 1, scored=True))
+    step = gap(rows(found))
+    for name in ("top", "layer2.0.downsample.0", "features.denseblock1.denselayer16.conv2"):
+        width = LETTER * len(name) * shrunk(name, step)
+        assert width < step and margin(["top", name], step) > width / 2
+    assert shrunk("features.10", step) == 1
+
+
 def test_the_order_shortens_edges(small):
     found = graph(small.model, random_circuit(small.model, "features.3", 1, 0.5, 1, scored=True))
     columns = rows(found)
@@ -248,6 +260,83 @@ def test_patches_are_what_the_strongest_positions_see(small):
             inside = [slice(0, side - k + 1) for k in seen.shape[:2]]
             at = [(a, b) for a in range(inside[0].stop) for b in range(inside[1].stop)]
             assert any((patch[a : a + seen.shape[0], b : b + seen.shape[1]] == seen).all() for a, b in at)
+
+
+@pytest.mark.parametrize("position", [[1, 2], "argmax"])
+def test_a_feature_with_a_position_has_its_patches_there(small, position):
+    """ "argmax" is each image's own, in the full network; other channels of the layer are looked at everywhere."""
+    circuit = random_circuit(small.model, "features.3", 2, 0.6, 3, scored=False)
+    feature = {**circuit.manifest["feature"], "position": position}
+    circuit = jc.Circuit(circuit.masks, {**circuit.manifest, "feature": feature})
+    images = small.images[:, :, :11]
+    maps = with_kernels(small.torch, {n: m.T for n, m in circuit.masks.items()})(images)["features.3"].numpy()
+    whole = with_kernels(small.torch, {})(images)["features.3"].numpy()[:, 2]
+    fields = jc.receptive_fields(small.model, image_shape=images.shape[1:])["features.3"]
+    places = [tuple(position) if position != "argmax" else np.unravel_index(w.argmax(), w.shape) for w in whole]
+    found = top_patches(small.model, circuit, {"features.3": [2, 4]}, images, 2)
+    pixels = np.clip(np.round(255 * (images * np.array(small.model.std) + np.array(small.model.mean))), 0, 255)
+    values = np.array([m[2][place] for m, place in zip(maps, places, strict=True)])
+    for n, patch in zip(np.argsort(-values, kind="stable"), found["features.3", 2], strict=False):
+        np.testing.assert_array_equal(patch, _cut(pixels[n].astype(np.uint8), fields, *places[n]))
+    n = maps[:, 4].max((1, 2)).argmax()
+    place = np.unravel_index(maps[n, 4].argmax(), maps.shape[2:])
+    np.testing.assert_array_equal(found["features.3", 4][0], _cut(pixels[n].astype(np.uint8), fields, *place))
+
+
+def test_nodes_carry_pictures_made_in_the_circuit(small):
+    """The feature and the channels that the best kernels lead to; not those that show their filter."""
+    circuit, images = random_circuit(small.model, "features.3", 2, 0.8, 7, scored=True), small.images[:, :, :11]
+    plain = jc.diagram(small.model, circuit, images)
+    found = jc.diagram(small.model, circuit, images, pictures="features", made=4)
+    scores = {(n, o): circuit.scores[n][i, o] for n, i, o in effective(small.model, circuit, circuit.masks)}
+    for n, i, o in effective(small.model, circuit, circuit.masks):
+        scores[n, o] = max(scores[n, o], circuit.scores[n][i, o])
+    best = sorted((key for key in scores if key[0] != "features.0"), key=lambda key: -scores[key])
+    best = [("features.3", 2), *(key for key in best if key != ("features.3", 2))]
+    assert len(best) > 4 and f"for 4 of its {len(best)} channels, those with the best kernels" in found.said
+    assert found.pictures.keys() == plain.pictures.keys() >= set(best)
+    for key, strip in found.pictures.items():
+        if key not in best[:4]:
+            np.testing.assert_array_equal(strip, plain.pictures[key])
+            continue
+        made = jc.visualise(small.model, jc.Features(key[0], channels=[key[1]]), masks=circuit.masks).pictures[0]
+        first = Image.fromarray(made).resize((56, 56), Image.Resampling.NEAREST)
+        assert np.abs(strip[:, :56].astype(int) - np.asarray(first)).max() <= 1  # alone or with others
+        np.testing.assert_array_equal(strip[:, 56:], plain.pictures[key])
+    alone = jc.diagram(small.model, circuit, pictures="features", made=len(best))
+    assert f"for {len(best)} of its {len(best)} channels;" in alone.said and "patches" not in alone.said
+    assert all(alone.pictures[key].shape == (56, 56, 3) for key in best)
+    none = jc.diagram(small.model, circuit, images, pictures="none")
+    assert not none.pictures and not none.said
+
+
+def test_what_cannot_be_driven_has_no_picture():
+    """Behind a ReLU that noise leaves off there is no gradient: no grey square, and no words that say otherwise."""
+
+    class Off(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(2, (1, 1), bias_init=nn.initializers.constant(-100.0), name="low")(x)
+            return nn.Conv(1, (1, 1), name="top")(nn.relu(x))
+
+    model = jc.Model(Off(), Off().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))), name="off", input_size=64)
+    circuit = random_circuit(model, "top", 0, 1.0, 0, scored=True)
+    found = jc.diagram(model, circuit, pictures="features")
+    assert found.pictures.keys() == {("low", 0), ("low", 1)}
+    assert "for 2 of its 3 channels (not for 1 that" in found.said
+    assert "<figure>" not in jc.report(model, [circuit], pictures="features")
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+    text = jc.report(model, [circuit], images, pictures="features")
+    assert text.count("<figure>") == 2 and "(the first picture" not in text
+
+
+def test_a_direction_carries_a_picture(small):
+    direction = np.array([0, 1, 0, -2, 0, 0], np.float32)
+    circuit = random_circuit(small.model, "features.3", 0, 0.6, 3, scored=False, direction=direction)
+    found = jc.diagram(small.model, circuit, pictures="features", made=1)
+    made = jc.visualise(small.model, circuit.features, masks=circuit.masks).pictures[0]
+    first = Image.fromarray(made).resize((56, 56), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(found.pictures["features.3", -1], first)
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +383,10 @@ def test_bad_input_is_one_sentence(picture, small, branches, tmp_path):
         jc.diagram(branches, circuit_of(branches, "stem", 0, masks))
     with pytest.raises(jc.InputError, match="0 kernels were asked for"):
         jc.diagram(small.model, picture.circuit, most=0)
+    with pytest.raises(jc.InputError, match="kind 'photos'; expected one of patches, features, none"):
+        jc.diagram(small.model, picture.circuit, pictures="photos")
+    with pytest.raises(jc.InputError, match="pictures of 0 channels"):
+        jc.report(small.model, [picture.circuit], pictures="features", made=0)
     with pytest.raises(jc.InputError, match="cannot be written as 'gif'; expected one of html, svg, png"):
         picture.save(tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())

@@ -339,6 +339,42 @@ def test_report(opened, small):
     assert first.locator(".edge.on").count() and not page.locator(".entry").nth(1).locator(".edge.on").count()
 
 
+def test_a_report_with_pictures_that_are_made(opened, small):
+    circuit = random_circuit(small.model, "features.3", 2, 0.9, 2, scored=True)
+    page = opened(jc.report(small.model, [circuit], pictures="features", made=1))
+    captions = page.locator("figcaption").all_inner_texts()
+    assert [words.partition(" (")[0] for words in captions] == ["in the full network", "in the circuit"]
+    assert all("made by gradient ascent" in words for words in captions)
+    first, second = (page.locator("figure img").nth(k).get_attribute("src") for k in (0, 1))
+    assert first != second
+    assert not opened(jc.report(small.model, [circuit], pictures="none")).locator("img, image").count()
+
+
+def test_long_names_are_within_the_stage(opened):
+    """Over the last column, and over columns side by side."""
+    name = "features.denseblock1.denselayer16.conv2"
+
+    class Long(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for k in range(7):
+                x = nn.relu(nn.Conv(3, (1, 1), name=f"{name}.{k}")(x))
+            return x
+
+    model = jc.Model(Long(), random_variables(Long(), (1, 8, 8, 3)), name="long", input_size=8)
+    page = opened(jc.diagram(model, random_circuit(model, f"{name}.6", 1, 1, 1, scored=True)).to("html").decode())
+    ends = page.locator(".top .name").evaluate_all(
+        """names => names.map((name) => {
+            const box = name.getBBox(), to = name.getScreenCTM();
+            return [box.x * to.a + to.e, (box.x + box.width) * to.a + to.e];
+        })"""
+    )
+    stage = page.locator(".stage").bounding_box()
+    assert len(ends) == 8 and stage is not None
+    along = [stage["x"], *(end for pair in ends for end in pair), stage["x"] + stage["width"]]
+    assert along == sorted(along)
+
+
 def test_commands(opened, small, tmp_path, monkeypatch):
     """The files that `diagram` and `report` write, and the sentences that they end in."""
     monkeypatch.chdir(tmp_path)
@@ -365,6 +401,11 @@ def test_commands(opened, small, tmp_path, monkeypatch):
     assert run("report", file, "--out", "out").stdout == f"out/{circuit.stem}.report.html\n"
     text = (tmp_path / "out" / f"{circuit.stem}.report.html").read_text()
     assert circuit.manifest["weights"]["sha256"] in text and "two.npy" in text
+    run("diagram", file, "--out", "made", "--format", "html", "--pictures", "features", "--made", "1", "--patches", "0")
+    made = (tmp_path / "made" / f"{circuit.stem}.html").read_text()
+    assert re.search("made by gradient ascent within this circuit for 1 of its 1 channel[.;]", made)
+    assert run("report", file, "--out", "out", "--pictures", "none").exit_code == 0
+    assert "data:image" not in (tmp_path / "out" / f"{circuit.stem}.report.html").read_text()
     assert "'gif' is none of html, svg, png" in run("diagram", file, "--format", "html,gif", code=2).stderr
     assert "two circuits would be drawn to the same" in run("diagram", file, f"./{file}", code=2).stderr
     np.save("two.npy", np.zeros((2, 224, 224, 3), np.uint8))

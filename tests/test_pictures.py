@@ -108,8 +108,14 @@ def test_patches_at_a_position_and_in_circuits(small):
     each = {name: np.stack([mask, np.ones_like(mask)]) for name, mask in masks.items()}
     own = top_patches(small.model, small.images, features, masks=each)
     np.testing.assert_allclose(own.values[0], expected[0], atol=1e-5)
-    full = brute_force(small, small.images)[:, 5, 1, 2]
+    whole = brute_force(small, small.images)
+    full = whole[:, 5, 1, 2]
     np.testing.assert_allclose(own.values[1], -np.sort(-full), atol=1e-5)
+    peaks = jc.Features(LAYER, channels=[0, 5], position="argmax")  # in the full network, whatever the circuit
+    best = whole[:, [0, 5]].reshape(len(whole), 2, -1).argmax(-1)[..., None]
+    there = np.take_along_axis(maps[:, [0, 5]].reshape(len(whole), 2, -1), best, -1)[..., 0]
+    found = top_patches(small.model, small.images, peaks, masks=masks)
+    np.testing.assert_allclose(found.values, -np.sort(-there, axis=0).T, atol=1e-5)
 
 
 def test_offsets_are_added_in_circuits(small):

@@ -16,7 +16,7 @@ from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
 from jaxcircuits.diagram import FORMATS, diagram
 from jaxcircuits.diagram.graph import MOST
-from jaxcircuits.diagram.pictures import COUNT
+from jaxcircuits.diagram.pictures import COUNT, KINDS, MADE
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, write_whole
 from jaxcircuits.loading import load
@@ -26,6 +26,15 @@ MOST_OPTION = click.option(
     "--most", type=click.IntRange(min=1), default=MOST, show_default=True,
     help="Kernels that a diagram draws at the most: the best, or without scores those with the largest weights.",
 )  # fmt: skip
+PICTURES = click.option(
+    "--pictures", "carried", type=click.Choice(KINDS), default="patches", show_default=True,
+    help="What channels show: patches of the images that drive them in the circuit; features: pictures made by "
+    "gradient ascent, before the patches.",
+)  # fmt: skip
+MADE_OPTION = click.option(
+    "--made", type=click.IntRange(min=1), default=MADE, show_default=True,
+    help="Channels that --pictures features makes pictures of: the feature and those that the best kernels lead to.",
+)  # fmt: skip
 
 
 @click.command("diagram", cls=Command, short_help="Draw circuit files: a page each, and SVG, PNG, PDF, GraphML, JSON.")
@@ -34,15 +43,16 @@ MOST_OPTION = click.option(
 @click.option(
     "--format", "formats", default="html,svg", show_default=True, help=f"Of {', '.join(FORMATS)}; with commas."
 )
-@options(MOST_OPTION)
+@options(MOST_OPTION, PICTURES, MADE_OPTION)
 @click.option(
     "--patches", type=click.IntRange(0), default=COUNT, show_default=True,
-    help="Patches of the images that a channel shows, those that drive it most in the circuit.",
+    help="Patches of each channel; 0 for none.",
 )  # fmt: skip
 @options(OUT, JSON, QUIET)
 def draw(
-    circuits: tuple[str, ...], weights, images, resize, strict, formats: str, most, patches, out: Path, as_json, quiet
-) -> None:
+    circuits: tuple[str, ...], weights, images, resize, strict, formats: str, most, carried, made,
+    patches, out: Path, as_json, quiet,
+) -> None:  # fmt: skip
     """Draw CIRCUIT files: STEM.html, a page without a server, and STEM.svg.
 
     Channels are nodes, kernels on a path from the pixels to the feature are edges: orange where they excite, blue where
@@ -59,9 +69,9 @@ def draw(
     with screen.progress("drawing", len(opened), of="circuits", each=1) as progress:
         for (_, circuit), paths in zip(opened, places, strict=True):
             model = network_of(circuit, weights, model_of)
-            looked = patches and _has(circuit, images)
+            looked = patches and carried != "none" and _has(circuit, images)
             shown = pictures_of(circuit, images, resize, model, strict, images_of) if looked else None
-            drawing = diagram(model, circuit, shown, most=most, patches=patches)
+            drawing = diagram(model, circuit, shown, most=most, pictures=carried, patches=patches, made=made)
             for kind, path in zip(kinds, paths, strict=True):
                 write_whole(path, drawing.to(kind))
                 written.append(str(path))
@@ -73,8 +83,11 @@ def draw(
 
 @click.command(cls=Command, short_help="Put what is known of circuit files on one page.")
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
-@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT, MOST_OPTION, OUT, JSON, QUIET)
-def report(circuits: tuple[str, ...], weights, images, resize, strict, most, out: Path, as_json, quiet) -> None:
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@options(MOST_OPTION, PICTURES, MADE_OPTION, OUT, JSON, QUIET)
+def report(
+    circuits: tuple[str, ...], weights, images, resize, strict, most, carried, made, out: Path, as_json, quiet
+) -> None:
     """Put CIRCUIT files side by side on one HTML page: diagram, r over keep, what drives the feature most, kernels by
     layer, manifest. One circuit's is STEM.report.html, that of several report.html.
     """
@@ -87,7 +100,7 @@ def report(circuits: tuple[str, ...], weights, images, resize, strict, most, out
         for circuit in opened:
             model = network_of(circuit, weights, model_of)
             shown = pictures_of(circuit, images, resize, model, strict, images_of) if _has(circuit, images) else None
-            entries.append(entry(model, circuit, shown, most=most))
+            entries.append(entry(model, circuit, shown, most=most, pictures=carried, made=made))
             progress(1)
     write_whole(path, page(entries).encode())
     screen.say(str(path))

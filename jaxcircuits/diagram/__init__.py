@@ -21,7 +21,7 @@ from jaxcircuits.diagram.formats import graphml, node_link
 from jaxcircuits.diagram.graph import MOST, Graph, graph
 from jaxcircuits.diagram.layout import Row, orders, rows
 from jaxcircuits.diagram.page import contents, page, summary
-from jaxcircuits.diagram.pictures import COUNT, node_pictures
+from jaxcircuits.diagram.pictures import COUNT, MADE, check_kind, node_pictures
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import write_whole
 from jaxcircuits.model import Model
@@ -79,30 +79,35 @@ def diagram(
     images=None,
     *,
     most: int = MOST,
+    pictures: str | Mapping[tuple[str, int], np.ndarray] = "patches",
     patches: int = COUNT,
-    pictures: Mapping[tuple[str, int], np.ndarray] | None = None,
+    made: int = MADE,
 ) -> Diagram:
     """Draw a circuit: channels are nodes, kernels on a path to the feature are edges.
 
     Args:
         model: whose circuit it is.
         circuit: with scores (`extract(..., with_scores=True)`), if its page is to show other levels than its own.
-        images: as for `score`; nodes carry the patches of them that drive the channel in the circuit most. None: only
-            the first layer's filters are shown.
+        images: as for `score`, for patches; None: there are none.
         most: kernels that are drawn at the most.
+        pictures: what nodes carry: "patches", the parts of the images that drive the channel in the circuit most;
+            "features", pictures that drive it there, made as by `visualise`, and then patches; "none"; or
+            {(layer, channel): (h, w, 3) uint8}. Of a wide one the node shows the first square, the page all of them
+            when the pointer is there. In the first layer the channel's filter comes first.
         patches: of each channel.
-        pictures: {(layer, channel): (h, w, 3) uint8} instead of those. Of a wide one the node shows the first square,
-            the page all of them when the pointer is there.
+        made: channels for which "features" makes pictures, those that the best kernels lead to.
 
     Returns:
         A `Diagram`, which `.save(path)` writes as .html, .svg, .png, .pdf, .graphml or .json.
 
     Raises:
-        InputError: the circuit is of another network, or `most` is below 1.
+        InputError: the circuit is of another network, unknown pictures, or `most` or `made` is below 1.
     """
+    if isinstance(pictures, str):
+        check_kind(pictures, made)
     found = graph(model, circuit, most=most)
     columns = rows(found)
-    said = "" if pictures is None else "Pictures: as given."
-    if pictures is None:
-        pictures, said = node_pictures(model, circuit, found, images, count=patches)
+    said = "Pictures: as given."
+    if isinstance(pictures, str):
+        pictures, said = node_pictures(model, circuit, found, images, kind=pictures, count=patches, made=made)
     return Diagram(circuit, found, columns, orders(found, columns), pictures, said)

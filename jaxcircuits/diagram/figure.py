@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Graph
-from jaxcircuits.diagram.layout import HEADER, Row, layout
+from jaxcircuits.diagram.layout import HEADER, Row, gap, layout, margin, shrunk
 from jaxcircuits.diagram.page import Pictures
 
 MORE, LESS, NEUTRAL, INK, SOFT, PANEL = "#d55e00", "#0072b2", "#9aa2ad", "#14181f", "#555d69", "#f6f7f9"
@@ -36,7 +36,10 @@ def figure(
 
     flow = graph.within(min(graph.kept, graph.most))
     placed = layout(graph, columns, order, flow)
-    left, right, top, bottom = -80.0, placed.width + 80, -30.0, placed.height + 44
+    names = {block: _name(graph, block) for block in placed.tops}
+    step, ends = gap(columns), (columns[0], columns[-1])
+    first, last = (margin([names[row.block] for row in column if row.block in names], step) for column in ends)
+    left, right, top, bottom = -first, placed.width + last, -30.0, placed.height + 44
     size = ((right - left) / UNITS, (bottom - top) / UNITS)
     with rc_context(STYLE):
         drawing = Figure(figsize=size, dpi=150)
@@ -47,9 +50,8 @@ def figure(
         for node, centre in placed.centres.items():
             _draw_node(axes, graph, node, centre, placed.sizes[node], pictures)
         for block, (x, y) in placed.tops.items():
-            name, kind_of, _ = graph.blocks[block]
-            words = {INPUT: "image", "layer": name, "direction": name}.get(kind_of, kind_of)
-            axes.text(x, y + HEADER * 0.36, words, ha="center", fontsize=8, weight="bold", color=INK, parse_math=False)
+            kind_of, font = graph.blocks[block].kind, {"fontsize": 8 * shrunk(names[block], step), "weight": "bold"}
+            axes.text(x, y + HEADER * 0.36, names[block], ha="center", color=INK, parse_math=False, **font)
             count = placed.counts[block]
             number = "direction" if kind_of == "direction" else f"{count} channel{'s' if count > 1 else ''}"
             if kind_of == "layer":
@@ -60,6 +62,12 @@ def figure(
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         drawing.savefig(stream, format=kind, metadata=metadata, facecolor="white")
     return stream.getvalue()
+
+
+def _name(graph: Graph, block: int) -> str:
+    """What stands over a block."""
+    name, kind, _ = graph.blocks[block]
+    return {INPUT: "image", "layer": name, "direction": name}.get(kind, kind)
 
 
 def _draw_edges(axes, graph: Graph, placed, flow) -> None:

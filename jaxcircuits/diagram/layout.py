@@ -21,6 +21,7 @@ GAPS = 190.0, 400.0
 PITCH, FILL = 52.0, 0.86  # the largest distance of nodes, and how much of it a node takes
 SMALL, SIDE = 32.0, 4  # below this distance nodes stand side by side, at most so many
 HEADER, CORRIDOR, BETWEEN = 34.0, 22.0, 16.0  # heights: over a block, of passing edges, between rows
+LETTER, MARGIN = 7.9, 80.0  # widths: of a letter of a name over a block, and left and right of everything
 SWEEPS = 12
 
 
@@ -95,6 +96,16 @@ def orders(graph: Graph, columns: Sequence[Sequence[Row]]) -> np.ndarray:
 def gap(columns: Sequence[object]) -> float:
     """From column to column."""
     return float(np.clip(WIDTH / max(len(columns) - 1, 1), *GAPS))
+
+
+def shrunk(name: str, step: float) -> float:
+    """How much smaller a name must be so as not to reach into the next column."""
+    return min(1.0, (step - 8) / (LETTER * len(name)))
+
+
+def margin(names: Sequence[str], step: float) -> float:
+    """Beside the first or the last column, over whose blocks these names stand."""
+    return max([MARGIN, *(LETTER * len(name) * shrunk(name, step) / 2 + 8 for name in names)])
 
 
 def _stand(column: Sequence[np.ndarray], height: np.ndarray) -> None:

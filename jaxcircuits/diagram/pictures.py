@@ -1,35 +1,45 @@
-"""The pictures that nodes carry: what a first layer's filter looks like, and the patches that drive a channel most.
+"""The pictures that nodes carry: what a first layer's filter looks like, pictures made by gradient ascent, and the
+patches that drive a channel most.
 
-Patches are those of the circuit, not of the full network. All layers are looked at in one pass over the images.
+All of them are of the circuit, not of the full network. For patches all layers are looked at in one pass over the
+images.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from PIL import Image
 
 from jaxcircuits.circuit import Circuit
-from jaxcircuits.data import batches
 from jaxcircuits.data import count as count_images
+from jaxcircuits.data import image_shape
 from jaxcircuits.diagram.blocks import INPUT
 from jaxcircuits.diagram.graph import Graph
-from jaxcircuits.layers import Arrays, Variables
-from jaxcircuits.masked import outputs
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import Features
 from jaxcircuits.model import Model
-from jaxcircuits.receptive import ReceptiveField, fields
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.pictures.circuits import in_circuit
+from jaxcircuits.pictures.patches import strongest
+from jaxcircuits.pictures.visualise import visualise
+from jaxcircuits.receptive import ReceptiveField
 
+KINDS = ("patches", "features", "none")
 SIZE, COUNT, BATCH = 56, 4, 8
+MADE = 64  # channels that get a picture made for them: about a minute on two cores for AlexNet's features.10
 
 
 def node_pictures(
-    model: Model, circuit: Circuit, graph: Graph, images=None, *, count: int = COUNT, size: int = SIZE
+    model: Model,
+    circuit: Circuit,
+    graph: Graph,
+    images=None,
+    *,
+    kind: str = "patches",
+    count: int = COUNT,
+    made: int = MADE,
+    size: int = SIZE,
 ) -> tuple[dict[tuple[str, int], np.ndarray], str]:
     """A strip of squares for each channel of the graph, and a sentence that says what they are.
 
@@ -37,38 +47,115 @@ def node_pictures(
         model: whose circuit it is.
         circuit: in which the channels are looked at.
         graph: whose nodes get pictures.
-        images: (n, H, W, 3) normalised, in blocks or as an array; None: only filters of the first layer.
+        images: (n, H, W, 3) normalised, in blocks or as an array; None: no patches.
+        kind: "patches"; "features" for pictures made by gradient ascent before them; "none".
         count: patches of each channel.
+        made: channels for which pictures are made, those with the best kernels.
         size: of a square, in pixels.
 
     Returns:
         {(layer, channel): (size, squares * size, 3) uint8}.
+
+    Raises:
+        InputError: another kind, or `made` is below 1.
     """
-    channels: dict[str, list[int]] = {}
-    for block, channel in graph.nodes:
-        name, kind, _ = graph.blocks[block]
-        if kind == "direction" or (kind == "layer" and channel >= 0):
-            channels.setdefault(name, []).append(channel)
+    check_kind(kind, made)
+    if kind == "none":
+        return {}, ""
     filters = _filters(model, graph)
-    strips: dict[tuple[str, int], list[np.ndarray]] = {key: [image] for key, image in filters.items()}
-    if images is not None and model.channels == 3 and channels:
-        for key, patches in top_patches(model, circuit, channels, images, count).items():
-            strips.setdefault(key, []).extend(patches)
+    strips: dict[tuple[str, int], list[np.ndarray]] = {key: [_square(image, size)] for key, image in filters.items()}
     said = []
-    if images is not None:
-        said.append(f"the patches of {_images(images)} that drive a channel of this circuit most, one of an image")
+    if kind == "features" and model.channels == 3:
+        wanted = _best_channels(circuit, graph, filters)
+        moved = _made(model, circuit, wanted[:made])
+        for key, picture in moved.items():
+            strips.setdefault(key, []).append(_square(picture, size))
+        which = f"{len(moved)} of its {len(wanted)} channel{'s' if len(wanted) > 1 else ''}"
+        which += ", those with the best kernels" if len(wanted) > made else ""
+        if stuck := min(made, len(wanted)) - len(moved):
+            which += f" (not for {stuck} that the noise at the beginning leaves unmoved)"
+        said.append(f"made by gradient ascent within this circuit for {which}")
+    channels: dict[str, list[int]] = {}
+    for node in range(len(graph.nodes)):
+        if (key := _key(graph, node)) is not None:
+            channels.setdefault(key[0], []).append(key[1])
+    if images is not None and count and model.channels == 3 and channels:
+        for key, patches in top_patches(model, circuit, channels, images, count, size).items():
+            strips.setdefault(key, []).extend(patches)
+        which = "" if kind == "patches" else "then "
+        said.append(
+            f"{which}the patches of {_images(images)} that drive a channel of this circuit most, one of an image"
+        )
     if filters:
-        said.append("in the first layer the channel's filter" + (" before them" if images is not None else ""))
-    pictures = {key: np.concatenate([_square(image, size) for image in strip], 1) for key, strip in strips.items()}
+        said.append("in the first layer the channel's filter" + (" before them" if said else ""))
+    pictures = {key: np.concatenate(strip, 1) for key, strip in strips.items()}
     return pictures, f"Pictures: {'; '.join(said)}." if said else ""
 
 
-def feature_patches(model: Model, circuit: Circuit, images, *, count: int, size: int) -> np.ndarray:
-    """A strip of what drives the circuit's feature most, anywhere in the images: (size, squares * size, 3) uint8."""
-    feature = circuit.manifest["feature"]
-    layer, channel = feature["layer"], feature.get("channel", -1)
-    patches = top_patches(model, circuit, {layer: [channel]}, images, count)[layer, channel]
-    return np.concatenate([_square(patch, size) for patch in patches], 1)
+def check_kind(kind: str, made: int) -> None:
+    """Raise an InputError if these are no pictures of nodes."""
+    if kind not in KINDS:
+        raise InputError(f"nodes have no pictures of kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if made < 1:
+        raise InputError(f"pictures of {made} channels were asked for; expected one or more")
+
+
+def _key(graph: Graph, node: int) -> tuple[str, int] | None:
+    """Layer and channel of a node that can have a picture; -1 for a direction."""
+    (name, kind, _), channel = graph.block(node), graph.nodes[node][1]
+    return (name, channel) if kind == "direction" or (kind == "layer" and channel >= 0) else None
+
+
+def _best_channels(circuit: Circuit, graph: Graph, filters: Mapping[tuple[str, int], object]) -> list[tuple[str, int]]:
+    """The feature, then the circuit's other channels, as good as the best kernel that leads to each; not those whose
+    filter is a picture."""
+    there = graph.within(min(graph.kept, graph.most))
+    nodes = [graph.feature, *(e.target for e, on in zip(graph.edges, there.edges, strict=False) if on)]
+    keys = dict.fromkeys(_key(graph, node) for node in nodes)
+    return [key for key in keys if key is not None and key not in filters]
+
+
+def _made(model: Model, circuit: Circuit, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], np.ndarray]:
+    """Pictures of channels made by gradient ascent in the circuit; `wanted` as `_best_channels` gives them.
+
+    None of a channel that noise leaves unmoved, because all ReLUs before it stay off: its picture is grey.
+    """
+    layers: dict[str, list[int]] = {}
+    for layer, channel in wanted:
+        layers.setdefault(layer, []).append(channel)
+    found = {}
+    for keys, features in _groups(circuit, layers):
+        made = visualise(model, features, masks=circuit.masks, offsets=circuit.offsets)
+        moved = made.values > made.start
+        found |= {key: picture for key, picture, on in zip(keys, made.pictures, moved, strict=True) if on}
+    return found
+
+
+def _groups(circuit: Circuit, channels: Mapping[str, Sequence[int]]) -> list[tuple[list[tuple[str, int]], Features]]:
+    """Channels as features, layer by layer, with the keys of their nodes; the circuit's own feature by itself."""
+    own = circuit.features
+    of_feature = own.layer, -1 if own.channels is None else own.channels[0]
+    groups = []
+    for layer, some in channels.items():
+        if rest := [c for c in some if (layer, c) != of_feature]:
+            groups.append(([(layer, c) for c in rest], Features(layer, channels=rest)))
+        if len(rest) < len(some):
+            groups.append(([of_feature], own))
+    return groups
+
+
+def feature_strip(
+    model: Model, circuit: Circuit, images, *, kind: str, count: int, size: int
+) -> tuple[np.ndarray | None, bool]:
+    """A strip of what drives the circuit's feature most, (size, squares * size, 3) uint8 or None, and whether its first
+    square is made by gradient ascent, as it is with kind "features"; the others are patches at the feature's position.
+    """
+    layer, channel = circuit.manifest["feature"]["layer"], circuit.manifest["feature"].get("channel", -1)
+    made = _made(model, circuit, [(layer, channel)]) if kind == "features" else {}
+    strip = [_square(picture, size) for picture in made.values()]
+    if images is not None:
+        strip.extend(top_patches(model, circuit, {layer: [channel]}, images, count, size)[layer, channel])
+    return np.concatenate(strip, 1) if strip else None, bool(made)
 
 
 def _images(images) -> str:
@@ -98,78 +185,35 @@ def _filters(model: Model, graph: Graph) -> dict[tuple[str, int], np.ndarray]:
 
 
 def top_patches(
-    model: Model, circuit: Circuit, channels: Mapping[str, Sequence[int]], images, count: int
-) -> dict[tuple[str, int], list[np.ndarray]]:
+    model: Model,
+    circuit: Circuit,
+    channels: Mapping[str, Sequence[int]],
+    images,
+    count: int,
+    size: int | None = None,
+) -> dict[tuple[str, int], Sequence[np.ndarray]]:
     """What the strongest positions of channels see in the images that drive them most, one position an image.
 
     Args:
         model: whose circuit it is.
         circuit: whose masks and offsets apply.
-        channels: {layer: those asked for}; -1 in the feature's layer is its direction.
+        channels: {layer: those asked for}; -1 in the feature's layer is its direction. The feature itself is looked at
+            in its position.
         images: as for `node_pictures`.
         count: patches of each.
+        size: of a square; None: as many pixels as it has.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in channels}
-    places: dict[str, list[np.ndarray]] = {name: [] for name in channels}
-    network, target = None, circuit.manifest["feature"]["layer"]
-    direction = None if circuit.direction is None else jnp.asarray(circuit.direction)
-    for block, real in batches(images, BATCH):
-        if network is None:
-            network = model.network(block.shape[1:])
-            variables = with_masks(network, model.variables, circuit.masks)
-            offsets = {name: jnp.asarray(offset) for name, offset in (circuit.offsets or {}).items()}
-        found = _maxima(network, tuple(channels), target, variables, offsets, direction, jnp.asarray(block))
-        for name, (value, place) in found.items():
-            values[name].append(np.asarray(value)[:real])
-            places[name].append(np.asarray(place)[:real])
-    if network is None:
-        return {}
-    seen = fields(network, model.variables)
-    wanted: dict[int, list[tuple[str, int, int, int]]] = {}
-    for name, chosen in channels.items():
-        value, place = np.concatenate(values[name]), np.concatenate(places[name])
-        best = np.argsort(-value, axis=0, kind="stable")[:count]
-        for c in chosen:
-            for k, n in enumerate(best[:, c]):
-                wanted.setdefault(int(n), []).append((name, c, k, int(place[n, c])))
-    patches: dict[tuple[str, int], list] = {}
-    start = 0
-    for block, real in batches(images, BATCH):
-        for n in range(start, start + real):
-            for name, c, k, place in wanted.get(n, ()):
-                patch = _cut(block[n - start], seen[name], *divmod(place, network.layers[name].positions[1]))
-                patches.setdefault((name, c), []).append((k, np.clip(_pixels(model, patch), 0, 255).astype(np.uint8)))
-        start += real
-    return {key: [patch for _, patch in sorted(some, key=lambda pair: pair[0])] for key, some in patches.items()}
 
+    def cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:
+        patch = _cut(image, field, h, w)
+        return patch if size is None else _square(patch, size)
 
-@functools.partial(jax.jit, static_argnames=("network", "names", "target"))
-def _maxima(
-    network: Network,
-    names: tuple[str, ...],
-    target: str,
-    variables: Variables,
-    offsets: Arrays,
-    direction: Array | None,
-    images: Array,
-) -> dict[str, tuple[Array, Array]]:
-    """{layer: the largest value of each image's channels, and where it is: (N, O) both}; a direction comes last."""
-    probes = {
-        name: jnp.broadcast_to(offset, (len(images), *network.layers[name].positions, network.layers[name].outputs))
-        for name, offset in offsets.items()
-    }
-    inputs, found = network.run(variables, images, probes), {}
-    for name in names:
-        maps = outputs(network.layers[name], variables, inputs[name])
-        maps = maps.reshape(len(images), -1, maps.shape[-1])
-        if name == target and direction is not None:
-            maps = jnp.concatenate([maps, maps @ direction[:, None]], -1)
-        found[name] = maps.max(1), maps.argmax(1)
-    return found
-
-
-def _pixels(model: Model, patch: np.ndarray) -> np.ndarray:
-    return np.round(255 * (patch * np.asarray(model.std) + np.asarray(model.mean)))
+    network = model.network(image_shape(images))
+    within = in_circuit(network, model.variables, circuit.masks, circuit.offsets, None)
+    keys, groups = zip(*_groups(circuit, channels), strict=True)
+    found = strongest(model, images, [(groups, within)], count=count, cut=cut, batch=BATCH, whole=True)
+    each = zip(keys, found, strict=True)
+    return {key: patches for some, best in each for key, patches in zip(some, best.pictures, strict=True)}
 
 
 def _cut(image: np.ndarray, field: ReceptiveField, h: int, w: int) -> np.ndarray:

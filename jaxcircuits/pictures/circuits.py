@@ -36,4 +36,4 @@ def in_circuit(
     """The variables and offsets {layer: (O,)} of one feature's circuit, or of the one that all features share."""
     chosen = (...,) if feature is None else (feature,)
     mask, offset = ({name: jnp.asarray(a[chosen]) for name, a in (given or {}).items()} for given in (masks, offsets))
-    return with_masks(network, variables, mask), offset
+    return with_masks(network, variables, mask) if mask else variables, offset

@@ -14,7 +14,7 @@ from jaxcircuits.diagram import diagram
 from jaxcircuits.diagram.graph import MOST, ranking
 from jaxcircuits.diagram.page import PACKAGE as DIAGRAM
 from jaxcircuits.diagram.page import SCRIPTS, STYLES, summary
-from jaxcircuits.diagram.pictures import feature_patches
+from jaxcircuits.diagram.pictures import MADE, feature_strip
 from jaxcircuits.faithfulness import evaluate
 from jaxcircuits.model import Model
 from jaxcircuits.pages import data_uri, render, table
@@ -26,7 +26,16 @@ KEEPS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 PATCHES, SIZE = 8, 96
 
 
-def report(model: Model, circuits: Sequence[Circuit], images=None, *, title: str = "", most: int = MOST) -> str:
+def report(
+    model: Model,
+    circuits: Sequence[Circuit],
+    images=None,
+    *,
+    title: str = "",
+    most: int = MOST,
+    pictures: str = "patches",
+    made: int = MADE,
+) -> str:
     """An HTML page about circuits of one model.
 
     Args:
@@ -35,11 +44,14 @@ def report(model: Model, circuits: Sequence[Circuit], images=None, *, title: str
         images: as for `score`, for r and patches; None leaves both out.
         title: of the page.
         most: kernels that a diagram draws at the most.
+        pictures, made: as for `diagram`, "patches", "features" or "none"; "features" also makes two pictures of the
+            circuit's feature, in the full network and in the circuit.
 
     Raises:
-        InputError: a circuit is of another network.
+        InputError: a circuit is of another network, unknown pictures, or `most` or `made` is below 1.
     """
-    return page([entry(model, circuit, images, most=most) for circuit in circuits], title=title)
+    options = {"most": most, "pictures": pictures, "made": made}
+    return page([entry(model, circuit, images, **options) for circuit in circuits], title=title)
 
 
 def page(entries: Sequence[dict[str, Any]], *, title: str = "") -> str:
@@ -57,8 +69,11 @@ def page(entries: Sequence[dict[str, Any]], *, title: str = "") -> str:
     )
 
 
-def entry(model: Model, circuit: Circuit, images=None, *, most: int = MOST) -> dict[str, Any]:
+def entry(
+    model: Model, circuit: Circuit, images=None, *, most: int = MOST, pictures: str = "patches", made: int = MADE
+) -> dict[str, Any]:
     """What the page says of one circuit."""
+    drawn = diagram(model, circuit, images, most=most, pictures=pictures, made=made)  # says first what is wrong
     manifest, features = circuit.manifest, circuit.features
     masks = {name: mask[None] for name, mask in circuit.masks.items()}
     relevant = relevant_kernels(model, features, layers=tuple(masks))
@@ -76,19 +91,24 @@ def entry(model: Model, circuit: Circuit, images=None, *, most: int = MOST) -> d
         "numbers": {name: manifest[name] for name in ("criterion", "keep", "kernels", "relevant", "kept", "effective")},
         "r": manifest["correlation"],
         "curve": None if images is None else _curve(model, circuit, images, sum(row[1] for row in layers)),
-        "patches": [] if images is None else _patches(model, circuit, images),
-        "diagram": diagram(model, circuit, images, most=most).contents,
+        "drivers": _drivers(model, circuit, images, pictures),
+        "diagram": drawn.contents,
     }
 
 
-def _patches(model: Model, circuit: Circuit, images) -> list[tuple[str, str]]:
+def _drivers(model: Model, circuit: Circuit, images, kind: str) -> list[tuple[str, str]]:
     """What drives the feature most, in the full network and in the circuit: (words, address of a picture) of each."""
-    if model.channels != 3:
+    if model.channels != 3 or kind == "none" or (images is None and kind == "patches"):
         return []
     full = Circuit({}, circuit.manifest, direction=circuit.direction)
     rows = [("in the full network", full), ("in the circuit", circuit)]
-    strips = [(words, feature_patches(model, one, images, count=PATCHES, size=SIZE)) for words, one in rows]
-    return [(words, data_uri(strip, kind="jpeg")) for words, strip in strips]
+    found = []
+    for words, one in rows:
+        strip, made = feature_strip(model, one, images, kind=kind, count=PATCHES, size=SIZE)
+        if strip is not None:
+            what = " (the first picture is made by gradient ascent)" if made else ""
+            found.append((words + what, data_uri(strip, kind="jpeg")))
+    return found
 
 
 def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, Any]:

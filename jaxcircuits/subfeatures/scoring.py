@@ -158,7 +158,8 @@ class Stream:
             sums = compiled.step(nothing, variables, weights, directions, place, image, one)
             scores = compiled.finish((sums,), weights, directions, self.relevant, one)
             with jax.default_matmul_precision(plan.precision):
-                peak = peaks(network, plan.target, plan.place, variables, {}, directions, place, image)
+                looked = ((plan.target, plan.place),)
+                (peak,) = peaks(network, looked, None, variables, {}, (directions,), (place,), image)
             yield {name: np.asarray(scores[name]) for name in self.layers}, tuple(map(np.asarray, peak))
 
 

@@ -43,6 +43,10 @@ class Diagram {
     if (kind === "input") return "image";
     return kind === "layer" || kind === "direction" ? name : `${kind} after ${name}`;
   }
+  header(block) {
+    const kind = this.data.blocks[block][1];
+    return kind === "layer" || kind === "direction" || kind === "input" ? this.title(block) : kind;
+  }
   nodeWords(node) {
     const { into, out } = this.near(node);
     return `${this.layer(node)}, ${this.channel(node)}, ${into.length} in, ${out.length} out`;
@@ -186,8 +190,9 @@ class Diagram {
     const { svg } = page, [, kind] = this.data.blocks[block], there = this.places.members[block].length;
     const small = { "+": "sum", "×": "product", all: "mixture", input: "pixels" }[kind];
     const words = small ?? `${there} channel${there > 1 ? "s" : ""}`;
+    const name = this.header(block);
     return svg("g", { class: "top", transform: `translate(${x} ${y})` },
-      svg("text", { y: 10, class: "name" }, kind === "layer" || kind === "direction" ? this.title(block) : kind === "input" ? "image" : kind),
+      svg("text", { y: 10, class: "name", style: `font-size:${(13 * shrunk(name, this.places.step)).toFixed(1)}px` }, name),
       svg("text", { y: 24, class: "count" }, kind === "direction" ? "direction" : words));
   }
 
@@ -241,12 +246,13 @@ class Diagram {
 
   overview() {
     const { make } = page, n = page.number, rows = [];
+    const parts = (name) => name.split(/(?<=\.)/).flatMap((part) => [part, make("wbr")]);  // broken at dots
     const line = (kind, text) => make("p", { class: "key" }, make("span", { class: `dash ${kind}` }), text);
     this.data.layers.forEach(([name], l) => {
       let kernels = 0;
       for (let e = 0; e < this.graph.edges; e++) if (this.flow.on[e] && this.data.edges.layer[e] === l) kernels++;
       const block = this.data.blocks.findIndex((b) => b[0] === name && b[1] === "layer");
-      rows.push(make("tr", {}, make("td", {}, name), make("td", {}, n(this.places.members[block]?.length ?? 0)), make("td", {}, n(kernels))));
+      rows.push(make("tr", {}, make("td", {}, ...parts(name)), make("td", {}, n(this.places.members[block]?.length ?? 0)), make("td", {}, n(kernels))));
     });
     return [
       this.effective ? null : make("p", { class: "nothing" }, "No path leads from the pixels to the feature at this level: its map is the same for every image."),
@@ -331,7 +337,13 @@ class Diagram {
     this.world.style.setProperty("--thin", k > 1 ? Math.pow(k, -0.7).toFixed(3) : 1);
   }
   fit() {
-    const [w, h] = this.size(), left = -70, right = this.places.width + 70, top = -24, bottom = HEIGHT + 14;
+    const [w, h] = this.size(), top = -24, bottom = HEIGHT + 14, { step, width } = this.places;
+    // with room for the names over the first and the last column
+    const half = (column) => Math.max(MARGIN, ...column.filter(([, to]) => to === null).map(([block]) => {
+      const name = this.header(block);
+      return (LETTER * name.length * shrunk(name, step)) / 2 + 8;
+    }));
+    const left = -half(this.data.columns[0]), right = width + half(this.data.columns.at(-1));
     const k = Math.min(w / (right - left), h / (bottom - top));
     this.view = { k, x: (w - k * (left + right)) / 2, y: (h - k * (top + bottom)) / 2 };
     this.apply();

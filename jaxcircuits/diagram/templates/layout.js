@@ -1,6 +1,6 @@
 /* Where nodes and edges stand at one level: by the rules of layout.py. */
 const WIDTH = 1200, HEIGHT = 860, GAPS = [190, 400], PITCH = 52, FILL = 0.86, SMALL = 32, SIDE = 4;
-const HEADER = 34, CORRIDOR = 22, BETWEEN = 16;
+const HEADER = 34, CORRIDOR = 22, BETWEEN = 16, LETTER = 7.9, MARGIN = 70;
 
 /* Which pairs (edges first, then links) and nodes lie on a path from the pixels to the feature, for the best kernels. */
 function flowOf(graph, kernels) {
@@ -66,8 +66,11 @@ function layoutOf(graph, data, flow) {
     points.push([x[b] - size[b] / 2, y[b]]);
     curves[p] = points;
   }
-  return { x, y, size, tops, members, curves, width: step * (data.columns.length - 1) };
+  return { x, y, size, tops, members, curves, step, width: step * (data.columns.length - 1) };
 }
+
+/* How much smaller a name must be so as not to reach into the next column. */
+const shrunk = (name, step) => Math.min(1, (step - 8) / (LETTER * name.length));
 
 const bend = (a, b) => (b[0] - a[0]) * 0.45;
 
