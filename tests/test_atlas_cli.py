@@ -147,3 +147,16 @@ def test_questions(workplace):
     for name in ("r.png", "s.png", "m.png"):
         with Image.open(name) as picture:
             assert picture.width > 600
+
+
+def test_a_report_of_features_side_by_side(workplace):
+    asked = ("report", "--atlas", "out", "--keep", ".5", "--pictures", "none", "--out", "pages")
+    told = json.loads(run(*asked, "features.0:1", "features.0:3", "--json").stdout)
+    assert told == {"files": ["pages/report.html"]}
+    page = (workplace / "pages" / "report.html").read_text()
+    assert "features.0:1" in page and "features.0:3" in page and "features.0:2" not in page
+    run(*asked, "features.0:2", "--quiet")
+    assert (workplace / "pages" / "features.0_2.snip.keep0.5.report.html").exists()
+    wrong = run(*asked, "features.0:9", code=2)
+    assert "the atlas has no feature 'features.0:9'" in wrong.stderr
+    assert "expected --atlas" in run("report", "a.safetensors", "--keep", ".5", code=2).stderr

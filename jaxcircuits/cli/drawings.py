@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from jaxcircuits.atlas.reading import Atlas
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, STRICT, Command, options
@@ -84,16 +85,22 @@ def draw(
 @click.command(cls=Command, short_help="Put what is known of circuit files on one page.")
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@click.option("--atlas", type=click.Path(path_type=Path), help="Take circuits of this atlas, whose features are named.")
+@click.option("--keep", type=float, help="The level of the atlas; need not be given where it has one.")
 @options(MOST_OPTION, PICTURES, MADE_OPTION, OUT, JSON, QUIET)
 def report(
-    circuits: tuple[str, ...], weights, images, resize, strict, most, carried, made, out: Path, as_json, quiet
-) -> None:
+    circuits: tuple[str, ...], weights, images, resize, strict, atlas, keep, most, carried, made, out: Path, as_json,
+    quiet,
+) -> None:  # fmt: skip
     """Put CIRCUIT files side by side on one HTML page: diagram, r over keep, what drives the feature most, kernels by
-    layer, manifest. One circuit's is STEM.report.html, that of several report.html.
+    layer, manifest. One circuit's is STEM.report.html, that of several report.html. With --atlas, CIRCUIT is a feature.
     """
     screen = Screen(quiet, as_json)
-    opened = [Circuit.load(path) for path in circuits]
-    path = out / (f"{_stem(circuits[0])}.report.html" if len(circuits) == 1 else "report.html")
+    if atlas is None and keep is not None:
+        raise InputError("--keep chooses a level of an atlas; expected --atlas beside it")
+    opened = [Circuit.load(c) if atlas is None else Atlas(atlas).circuit(c, keep=keep) for c in circuits]
+    stem = _stem(circuits[0] if atlas is None else opened[0].stem)
+    path = out / (f"{stem}.report.html" if len(circuits) == 1 else "report.html")
     check_writable(path)
     model_of, images_of, entries = functools.cache(load), functools.cache(read_images), []
     with screen.progress("judging", len(opened), of="circuits", each=1) as progress:
