@@ -1,6 +1,6 @@
 """`python -m benchmarks.visualisation`: do pictures drive their features as high as Lucent's, in as many steps?
 
-Needs torch-lucent and what it imports (`pip install torch-lucent kornia ipython`). Both see the same pretrained AlexNet
+Needs torch-lucent and what it imports (`pip install torch-lucent kornia ipython`). Both see the same pretrained network
 and maximise the feature's value in the middle, with their own defaults in all else. Judged are the pictures as they
 are, and in the mean over 25 shifts by -4, -2, 0, 2 and 4 pixels each way, in PyTorch.
 """
@@ -75,16 +75,17 @@ def judged(network, picture: np.ndarray, model: jc.Model, layer: str, channel: i
 
 @click.command()
 @click.option("--features", default=FEATURES, show_default=True, help="LAYER:CHANNEL, separated by blanks.")
+@click.option("--model", "name", default="alexnet", show_default=True, type=click.Choice(["alexnet", "vgg16"]))
 @click.option("--steps", default=128, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures as JSON.")
-def main(features: str, steps: int, out: Path | None) -> None:
+def main(features: str, name: str, steps: int, out: Path | None) -> None:
     """Compare jaxcircuits' feature visualisation with Lucent's."""
     if find_spec("lucent") is None:
         raise click.UsageError("Lucent is not installed; expected after pip install torch-lucent kornia ipython")
     torch.manual_seed(0)
     np.random.seed(0)
-    model = jc.load("alexnet")
-    network = torchvision().models.alexnet().eval()
+    model = jc.load(name)
+    network = getattr(torchvision().models, name)().eval()
     network.load_state_dict({k: torch.tensor(v) for k, v in model.state_dict().items()}, strict=False)
     for module in network.modules():
         if isinstance(module, torch.nn.ReLU):
@@ -99,7 +100,7 @@ def main(features: str, steps: int, out: Path | None) -> None:
         seconds = middle - begin, time.perf_counter() - middle
         place = plan(model, layer, "middle")[0].position
         ours = judged(network, found.pictures[0] / np.float32(255), model, layer, int(number), place)
-        row = {"feature": feature, "steps": steps, "jaxcircuits": ours}
+        row = {"model": name, "feature": feature, "steps": steps, "jaxcircuits": ours}
         rows.append(row | {"lucent": judged(network, theirs, model, layer, int(number), None), "seconds": seconds})
         click.echo("{feature}: jaxcircuits {jaxcircuits}, Lucent {lucent}, seconds {seconds}".format(**rows[-1]))
     for which, what in enumerate(("as they are", "shifted")):
