@@ -72,7 +72,6 @@ def test_two_processes(tmp_path):
 @pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker(tmp_path):
     """A scheduler and two workers in processes of their own; one is killed when the first chunk is there."""
-    pytest.importorskip("distributed")
     np.save(tmp_path / "two.npy", np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     env, python, running = environment(tmp_path), [sys.executable, "-m"], []
     local = ["--host", "127.0.0.1", "--no-dashboard"]
