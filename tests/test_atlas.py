@@ -314,3 +314,17 @@ def test_killed_twenty_times(tmp_path):
     assert all(run["chunks"] >= run["before"] for run in runs)  # nothing is lost
     whole, ends = contents(tmp_path / "whole"), list(tmp_path.glob("killed-*"))
     assert len(whole) == 16 * 2 + 3 and ends and all(contents(end) == whole for end in ends)
+
+
+def test_what_a_killed_worker_has_begun_is_cleared_away(small, tmp_path):
+    """Also where it was killed while the others went on."""
+    left = []
+
+    def killed(done):
+        for folder in (path for path in (tmp_path / "atlas").iterdir() if path.is_dir()):
+            left.append(folder / ".00001.safetensors.1.part")
+            left[-1].touch()
+
+    build(small, tmp_path / "atlas", progress=killed)
+    assert left and not any(path.exists() for path in left)
+    assert jc.verify_atlas(tmp_path / "atlas") == []

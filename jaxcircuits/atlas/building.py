@@ -82,6 +82,7 @@ def begun(plan: Plan, root: Path) -> Iterator[list[ChunkId]]:
         yield [every[number] for number in left]
         processes.wait("all chunks")
         if processes.first():
+            _clear(root)  # a cluster's workers may have been killed since the beginning
             finish(plan, root)
 
 
@@ -97,7 +98,12 @@ def _prepare(plan: Plan, root: Path, stack: contextlib.ExitStack) -> None:
                 write_whole(root / store.MANIFEST, store.written(plan))
     except OSError as error:
         raise InputError(f"{str(root)!r} cannot be written: {error.strerror}") from error
-    for unfinished in root.glob("*/.*.part"):  # by a process that was killed
+    _clear(root)
+
+
+def _clear(root: Path) -> None:
+    """Remove what processes that were killed have begun to write."""
+    for unfinished in root.glob("*/.*.part"):
         unfinished.unlink(missing_ok=True)
 
 
