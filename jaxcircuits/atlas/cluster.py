@@ -18,7 +18,7 @@ import jax
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import Done, Engine, written
 from jaxcircuits.atlas.packages import needed
-from jaxcircuits.atlas.predicting import effort_shape
+from jaxcircuits.atlas.predicting import effort
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.data import Images, count, read_images
@@ -58,7 +58,7 @@ def _on_cluster(address: str, work: Work, root: Path, todo: Sequence[ChunkId], p
     distributed = needed("distributed", "cluster")
     task = _task(work, root)
     each = count(work.images) * (1 + len(work.plan.amounts))
-    efforts = effort_shape(work)
+    efforts = effort(work)
     todo = sorted(todo, key=lambda which: -efforts[which.group])  # no long chunk begins last
     try:
         client = distributed.Client(address, timeout=SECONDS)

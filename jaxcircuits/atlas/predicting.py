@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -15,10 +15,11 @@ from jaxcircuits.criteria import STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.jobs import judged
 from jaxcircuits.scores import Scores
-from jaxcircuits.taps import Network
 
 # Images and circuits' features that are tried.
 IMAGES, JUDGED = 16, 8
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -70,14 +71,14 @@ def _of_group(work: Work, left: Sequence[ChunkId], samples: Sequence[np.ndarray]
             np.asarray(each.values[group.layers[-1]])
         return scores
 
-    with measured() as beginning:
-        some = [_rows(each, chosen) for each in score(samples[0])]
+    scores, scoring = _reckoned(score, samples, number)
+    some = [_rows(each, chosen) for each in scores]
 
     def judge(images: np.ndarray) -> None:
         few = Work(work.model, images, work.plan)
         judged(work.model, images, every[chosen], some, work.plan.amounts, few.means(left[0].group))
 
-    scoring, judging = (_reckoned(task, samples, number) for task in (score, judge))
+    _, judging = _reckoned(judge, samples, number)
     features = sum(len(work.plan.features(which)) for which in left)
     return Prediction(
         group.folder,
@@ -85,22 +86,25 @@ def _of_group(work: Work, left: Sequence[ChunkId], samples: Sequence[np.ndarray]
         len(left),
         scoring.seconds * len(left),
         judging.seconds * features / len(chosen),
-        beginning.compiling + scoring.compiling + judging.compiling,
+        scoring.compiling + judging.compiling,
         bytes_of(work.plan, group, features),
     )
 
 
-def _reckoned(task: Callable[[np.ndarray], object], samples: Sequence[np.ndarray], number: int) -> Cost:
-    """The cost of a task on so many images: what it costs once, whatever their number, and for each of them."""
+def _reckoned(task: Callable[[np.ndarray], T], samples: Sequence[np.ndarray], number: int) -> tuple[T, Cost]:
+    """What a task makes of the first sample, and its cost on so many images: what it costs once, whatever their
+    number, and for each of them."""
+    with measured() as first:  # compiles, and warms up
+        result = task(samples[0])
     costs = []
-    for images in (samples[0], *samples):  # the first time compiles, and warms up
+    for images in samples:
         with measured() as cost:
             task(images)
         costs.append(cost)
-    first, few, more = costs
+    few, more = costs
     further = len(samples[1]) - len(samples[0])
     each = max(0.0, more.seconds - few.seconds) / further if further else 0.0
-    return Cost(few.seconds + each * (number - len(samples[0])), first.compiling)
+    return result, Cost(few.seconds + each * (number - len(samples[0])), first.compiling)
 
 
 def _rows(scores: Scores, chosen: np.ndarray) -> Scores:
@@ -119,16 +123,11 @@ def bytes_of(plan: Plan, group: Group, features: int) -> int:
     return features * each
 
 
-def effort(plan: Plan, network: Network) -> list[float]:
+def effort(work: Work) -> list[float]:
     """How much work a feature of each group is for one image, scored and judged: multiplications, roughly."""
-    found = []
-    for group in plan.groups:
+    network, found = work.model.network(image_shape(work.images)), []
+    for group in work.plan.groups:
         layers = [network.layers[name] for name in group.layers]
         once = sum(la.kernels * np.prod(la.window) * np.prod(la.positions) for la in layers)
-        found.append(float(once * (1 + len(plan.amounts))))
+        found.append(float(once * (1 + len(work.plan.amounts))))
     return found
-
-
-def effort_shape(work: Work) -> list[float]:
-    """`effort` of a work's groups."""
-    return effort(work.plan, work.model.network(image_shape(work.images)))

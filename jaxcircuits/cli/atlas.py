@@ -12,7 +12,7 @@ import click
 from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import KEEPS, Done, begun, question
-from jaxcircuits.atlas.predicting import Prediction, effort_shape, predict
+from jaxcircuits.atlas.predicting import Prediction, effort, predict
 from jaxcircuits.atlas.store import ChunkId, Plan
 from jaxcircuits.atlas.verifying import verify
 from jaxcircuits.atlas.work import Work
@@ -122,7 +122,7 @@ def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engi
     screen.say(f"{what}\n{sum(sizes.values())} features in {len(sizes)} chunks" + (f", {there} there" if there else ""))
     screen.line({"event": "begun", "directory": str(root), "features": sum(sizes.values()), "there": there,
                  "chunks": len(sizes), "left": len(todo), "images": number})  # fmt: skip
-    pace = Pace(plan, effort_shape(work), number, todo)
+    pace = Pace(plan, effort(work), number, todo)
     total = number * sum(sizes[which] for which in todo) * (1 + len(plan.amounts))
     with screen.progress("scoring and judging", total, of="features", each=number * (1 + len(plan.amounts))) as tell:
         for done in engine(work, root, todo, tell):
