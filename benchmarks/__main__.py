@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import programs, report
-from benchmarks.cases import FULL, QUICK, SCALING
-from benchmarks.engines import ENVIRONMENT, NAMES
+from benchmarks.cases import FULL, NAMES, QUICK, SCALING
+from benchmarks.engines import ENVIRONMENT
 from benchmarks.measure import matrix_rate, measure, surroundings
 
 
@@ -55,7 +55,7 @@ def main(quick: bool, scaling: bool, rounds: int, only: str | None, out: Path | 
     rate = matrix_rate()
     document = {"kind": "scaling" if scaling else "cases", **surroundings(rounds, rate), "cases": [], "programs": []}
     for case in cases:
-        document["cases"].append(measure(case, rounds, rate, NAMES[:1] if scaling else NAMES))
+        document["cases"].append(measure(case, rounds, rate, NAMES[:1] if scaling else case.engines))
         click.echo(f"{case.name}: {document['cases'][-1]['milliseconds']['jaxcircuits']:.2f} ms", err=True)
         save(out, document)  # what is measured so far, for long runs
     document["programs"] = programs.measure(rounds, short)

@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxcircuits as jc
 from benchmarks.cases import Case, gigaflops
-from benchmarks.engines import NAMES, Remote
+from benchmarks.engines import Remote
 
 # Relative to a layer's largest score; r of the curve may differ by a flipped ReLU.
 TOLERANCE = {"curve": 0.01}
@@ -35,7 +35,7 @@ def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
     return statistics.median(rates)
 
 
-def measure(case: Case, rounds: int, rate: float, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+def measure(case: Case, rounds: int, rate: float, names: tuple[str, ...]) -> dict[str, Any]:
     """Assert that the engines agree, then time them in turn, A B C A B C ...
 
     Returns:

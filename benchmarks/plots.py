@@ -16,8 +16,9 @@ def ratios(path: Path, records: Records) -> None:
     figure, axes = _figure(0.9 + 0.42 * len(records))
     height = 0.38
     for number, name in enumerate(("reference", "strong")):
-        places = [row + (number - 0.5) * height for row in range(len(records))]
-        values = [record["ratio"][name] for record in records]
+        there = [(row, record["ratio"][name]) for row, record in enumerate(records) if name in record["ratio"]]
+        places = [row + (number - 0.5) * height for row, _ in there]
+        values = [value for _, value in there]
         # from 1, where both are as fast, to the right or to the left
         bars = axes.barh(places, [value - 1 for value in values], height, left=1, color=COLOURS[number], label=name)
         axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize="small")

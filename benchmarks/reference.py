@@ -4,25 +4,51 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.torch_networks import Convolutions
+from jaxcircuits.criteria.force import counts
+from jaxcircuits.masks import keep_counts
 
 Scores = list[Tensor]  # one (O, I) a layer
 
 
-def snip(network: Convolutions, images: Tensor, channel: int, absolute: str) -> Scores:
-    """Backward once an image (or once for all), then |w * gradient|."""
+def snip(
+    network: Convolutions, images: Tensor, channel: int, absolute: str, full: list[Tensor] | None = None
+) -> Scores:
+    """Backward once an image (or once for all), then |w * gradient|; `full` are the weights before they were masked."""
     batches = images.split(1 if absolute == "per_image" else len(images))
 
     def one(batch: Tensor) -> Scores:
         network.zero_grad()
         network(batch)[:, channel].abs().sum().backward()
         weights = [convolution.weight for convolution in network.convolutions]
-        return [(w * _gradient(w)).detach().abs().mean((2, 3)) / len(images) for w in weights]
+        pairs = zip(full or weights, weights, strict=True)
+        return [(w * _gradient(own)).detach().abs().mean((2, 3)) / len(images) for w, own in pairs]
 
     return summed(one(batch) for batch in batches)
+
+
+def force(network: Convolutions, images: Tensor, channels: tuple[int, ...], keep: float) -> Scores:
+    """SNIP in rounds, each with the weights that are not kept set to zero; the last one's scores (F, O, I)."""
+    found = [_force(network, images, channel, keep) for channel in channels]
+    return [torch.stack(layer) for layer in zip(*found, strict=True)]
+
+
+def _force(network: Convolutions, images: Tensor, channel: int, keep: float) -> Scores:
+    weights = [convolution.weight.detach().clone() for convolution in network.convolutions]
+    scores = snip(network, images, channel, "per_image")
+    relevant = sum(w.shape[0] * w.shape[1] for w in weights[:-1]) + weights[-1].shape[1]
+    for (kept,) in counts(np.array([relevant]), keep_counts(np.array([relevant]), keep, None)):
+        least = torch.cat([s.flatten() for s in scores]).topk(int(kept)).values[-1]
+        for convolution, w, score in zip(network.convolutions, weights, scores, strict=True):
+            convolution.weight.data = w * (score >= least)[:, :, None, None]
+        scores = snip(network, images, channel, "per_image", weights)
+    for convolution, w in zip(network.convolutions, weights, strict=True):
+        convolution.weight.data = w
+    return scores
 
 
 def actgrad(network: Convolutions, images: Tensor, channel: int) -> Scores:

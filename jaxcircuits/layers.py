@@ -70,7 +70,7 @@ class Layer:
         return jnp.asarray(_at(variables["params"], self.path)["kernel"]).reshape(-1, self.inputs, self.outputs)
 
     def weight_by_output(self, variables: Variables) -> Array:
-        """The layer's weights as (O, K, I): what is made for one output channel then reads near memory."""
+        """The layer's weights as (O, K, I)."""
         return self.weight(variables).transpose(2, 0, 1)
 
     def bias(self, variables: Variables) -> Array:

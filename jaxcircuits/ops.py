@@ -61,6 +61,40 @@ def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
     )
 
 
+def seen_by(layer: Layer, x: Array) -> Array:
+    """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
+    return x if _by_convolution(layer) else split_patches(layer, x)
+
+
+def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
+    """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O).
+
+    On a CPU one convolution, over the positions of a layer's output instead of its window, and of the layout that XLA
+    has a fast one for: patches would be many times as large as the input.
+    """
+    if not _by_convolution(layer):
+        g = g.reshape(*g.shape[:2], layer.groups, -1)
+        return jnp.einsum("npgo,npkgi->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
+    padding = []
+    for a in (0, 1):
+        before, size = layer.padding[a][0], seen.shape[1 + a]
+        reach = (layer.window[a] - 1) * layer.dilation[a] + (layer.positions[a] - 1) * layer.strides[a] + 1
+        padding.append((before, reach - size - before))
+    found = lax.conv_general_dilated(
+        seen.transpose(3, 1, 2, 0),
+        g.reshape(len(g), *layer.positions, layer.outputs).transpose(1, 2, 0, 3),
+        layer.dilation,
+        padding,
+        rhs_dilation=layer.strides,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return jnp.swapaxes(found.reshape(layer.inputs, -1, layer.outputs), 0, 1)
+
+
+def _by_convolution(layer: Layer) -> bool:
+    return layer.ungrouped and jax.default_backend() == "cpu"
+
+
 def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
     """Features as output channels of a convolution: x (N, H, W, C), kernels (F, K, C) -> (F, N, H', W')."""
     kernel = kernels.reshape(-1, *layer.window, x.shape[-1]).transpose(1, 2, 3, 0)

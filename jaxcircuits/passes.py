@@ -57,11 +57,18 @@ class Plan(NamedTuple):
 
     def statistic(self, name: str) -> Statistic:
         """How this layer's sum is made."""
-        layer = self.network.layers[name]
         if name == self.target:
             return self.criterion.target
-        gathered = self.sparse and layer.ungrouped
-        return self.criterion.on_support if gathered else self.criterion.dense
+        return self.criterion.on_support if self._gathered(name) else self.criterion.dense
+
+    def _gathered(self, name: str) -> bool:
+        return self.sparse and name != self.target and self.network.layers[name].ungrouped
+
+    def weights(self, variables: Variables) -> dict[str, Array]:
+        """The layers' weights as their statistics take them; made once for all images."""
+        layers = {name: self.network.layers[name] for name in self.layers}
+        return {n: la.weight_by_output(variables) if self._gathered(n) else la.weight(variables)
+                for n, la in layers.items()}  # fmt: skip
 
     def nothing(self, features: int) -> Sums:
         """The sums over no images."""
@@ -93,7 +100,7 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
     features, batch, streams = size
     if key not in known:
         target = plan.network.layers[plan.target]
-        weights = jax.eval_shape(functools.partial(by_output, plan.network, plan.layers), variables)
+        weights = jax.eval_shape(plan.weights, variables)
         sums = jax.eval_shape(functools.partial(plan.nothing, features))
         masks = {name: (features, plan.network.layers[name].inputs, plan.network.layers[name].outputs) for name in sums}
         possible = {name: jax.ShapeDtypeStruct(shape, bool) for name, shape in masks.items()}
@@ -122,10 +129,7 @@ def _bytes(step) -> int:
     return sum(getattr(memory, part, 0) for part in parts) - getattr(memory, "alias_size_in_bytes", 0)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "layers"))
-def by_output(network: Network, layers: tuple[str, ...], variables: Variables) -> dict[str, Array]:
-    """The layers' weights (O, K, I), as criteria take them; made once for all images."""
-    return {name: network.layers[name].weight_by_output(variables) for name in layers}
+arranged = jax.jit(Plan.weights, static_argnums=0)
 
 
 def is_sparse(plan: Plan, variables: Variables, features: int, images) -> bool:

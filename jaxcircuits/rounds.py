@@ -14,11 +14,11 @@ from jaxcircuits.chunks import Sizes, cores
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, strongest
 from jaxcircuits.gradients import activations
-from jaxcircuits.layers import Masks, Variables
+from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.masks import top
 from jaxcircuits.passes import Plan, Sums, program
 from jaxcircuits.streams import side_by_side
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network, kernels, masked_kernels, with_kernels
 
 
 def rounds(
@@ -39,7 +39,7 @@ def rounds(
 
     Args:
         plan: of the scores; its criterion is SNIP, and it is not sparse.
-        variables, weights: the full network's, the latter as `by_output` makes them.
+        variables, weights: the full network's, the latter as `arranged` makes them.
         images, number: of them.
         directions, places: F features (F, O), and where each is looked at (F, N, 2), as `looked_at` tells.
         values, relevant: the first scores and the relevant kernels, {layer: (F, I, O)}.
@@ -48,11 +48,11 @@ def rounds(
         progress: called with how many features times images were scored since the last call.
     """
     spare = np.pad(places, ((0, 0), (0, batch), (0, 0)))  # for a last block that is filled up
-    compiled = program(plan, variables, Sizes(1, batch, 1))
+    compiled, full = program(plan, variables, Sizes(1, batch, 1)), kernels(plan.network, variables, plan.layers)
 
     def step(masks: Masks, done: int, block: Array, real: Array, f: int, total: Sums) -> Sums:
         """Of feature f in its circuit."""
-        circuit = _circuit(plan.network, variables, masks, jnp.int32(f))
+        circuit = with_kernels(plan.network, variables, _circuit(full, masks, jnp.int32(f)))
         given = jnp.asarray(spare[f, done : done + batch])
         return compiled.step(total, circuit, weights, directions[f : f + 1], given, block, real)
 
@@ -74,9 +74,10 @@ def rounds(
     return values
 
 
-@functools.partial(jax.jit, static_argnames="network")
-def _circuit(network: Network, variables: Variables, masks: Masks, f: Array) -> Variables:
-    return with_masks(network, variables, {name: mask[f] for name, mask in masks.items()})
+@jax.jit
+def _circuit(full: Arrays, masks: Masks, f: Array) -> Arrays:
+    """Feature f's kernels."""
+    return masked_kernels(full, {name: mask[f] for name, mask in masks.items()})
 
 
 def looked_at(

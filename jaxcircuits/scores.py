@@ -23,7 +23,7 @@ from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import check_granularity, count_relevant, fitted, shape_at
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
-from jaxcircuits.passes import Plan, by_output, fitting, is_sparse, scores_of_chunk
+from jaxcircuits.passes import Plan, arranged, fitting, is_sparse, scores_of_chunk
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import looked_at, rounds
 from jaxcircuits.training import learn
@@ -233,7 +233,7 @@ def score_levels(
     plan = plan._replace(sparse=is_sparse(plan, model.variables, size.features, images))
     if chunk is None:
         size = fitting(plan, model.variables, size)
-    weights = by_output(network, chosen, model.variables)
+    weights = arranged(plan, model.variables)
     parts, done = [], 0
     while done < len(features):
         part = chunk_at(features, done, size.features)
@@ -260,6 +260,7 @@ def score_levels(
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
     plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, size.images)
+    weights = arranged(plan, model.variables)
     found = []
     for level, record in zip(levels, records, strict=True):
         counts, parts = level.counts(count_relevant(possible, shapes)), []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,10 +160,25 @@ def with_masks(network: Network, variables: Variables, masks: Arrays) -> Variabl
 
     Masks are {layer: (I, O)}, of weights (K, I, O), of filters (O,); a filter without weights still has its bias.
     """
+    return with_kernels(network, variables, masked_kernels(kernels(network, variables, tuple(masks)), masks))
+
+
+def kernels(network: Network, variables: Variables, layers: Iterable[str]) -> Arrays:
+    """The layers' weights as Flax has them: (h, w, I, O), (I, O) of dense layers."""
     params: dict = traverse_util.flatten_dict(variables["params"])
-    for name, mask in masks.items():
-        path = (*network.layers[name].path, "kernel")
-        params[path] = params[path] * (mask.reshape(params[path].shape) if mask.ndim == 3 else mask)
+    return {name: params[(*network.layers[name].path, "kernel")] for name in layers}
+
+
+def masked_kernels(weights: Arrays, masks: Arrays) -> Arrays:
+    """`kernels` times masks of any granularity, as in `with_masks`."""
+    return {name: weights[name] * (mask.reshape(weights[name].shape) if mask.ndim == 3 else mask)
+            for name, mask in masks.items()}  # fmt: skip
+
+
+def with_kernels(network: Network, variables: Variables, weights: Arrays) -> Variables:
+    """The variables with other `kernels`; nothing is copied."""
+    params: dict = traverse_util.flatten_dict(variables["params"])
+    params |= {(*network.layers[name].path, "kernel"): w for name, w in weights.items()}
     return {**variables, "params": traverse_util.unflatten_dict(params)}
 
 

@@ -70,6 +70,18 @@ def test_baselines_agree(model, images, torch_side, engine, what, monkeypatch):
         np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5 * ours.max(), err_msg=name)
 
 
+@pytest.mark.parametrize("keep", [0.4, 0.1])
+def test_rounds_agree(model, images, torch_side, keep):
+    scores = jc.score(model, images, jc.Features(TARGET, CHANNELS[:2]), criterion="force", keep=keep)
+    before = [convolution.weight.detach().clone() for convolution in torch_side[0].convolutions]
+    found = reference.force(*torch_side, CHANNELS[:2], keep)
+    for name, theirs in zip(scores.layers, found, strict=True):
+        ours = np.swapaxes(np.asarray(scores.values[name]), 1, 2)
+        np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5 * ours.max(), err_msg=name)
+    for convolution, w in zip(torch_side[0].convolutions, before, strict=True):  # as they were
+        np.testing.assert_array_equal(convolution.weight.detach(), w)
+
+
 def test_curves_agree(model, images, torch_side):
     features = jc.Features(TARGET, [3])
     scores = jc.score(model, images, features, criterion="magnitude")  # the quickest to compile
@@ -112,6 +124,7 @@ def test_gigaflops_by_hand(model):
         "actgrad": first + second * (1 + 25) + third * (1 + 9),
         "curve": 13 * (first * 25 + second * 25 + third * 9 + 9 * 9 * 9),
     }
+    products["force 0.1"] = 11 * products["snip"]
     for what, expected in products.items():
         assert gigaflops(network, Case("chain", TARGET, what, 1, 1)) == pytest.approx(2e-9 * expected)
 
@@ -119,7 +132,10 @@ def test_gigaflops_by_hand(model):
 def test_cases_cover_what_they_should():
     names = [case.name for case in (*QUICK, *FULL, *SCALING)]
     assert len(set(case.name for case in FULL)) == len(FULL)
-    assert all(any(text in name for name in names) for text in ("vgg16 features.28, actgrad", "whole_set", "curve"))
+    assert all(
+        any(text in name for name in names)
+        for text in ("vgg16 features.28, actgrad", "whole_set", "curve", "force 0.01")
+    )
     assert {case.features for case in FULL} >= {1, 16, 64, 256}
     assert {case.features for case in SCALING} == {1, 4, 16, 64, 256, 1024}
     assert len(SCALING[-1].channels) == 1024 and max(SCALING[-1].channels) == 255

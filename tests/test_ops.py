@@ -9,7 +9,7 @@ import pytest
 import torch
 from jax import lax
 
-from jaxcircuits.ops import feature_input_gradients, feature_maps, max_pool, patches
+from jaxcircuits.ops import feature_input_gradients, feature_maps, kernel_gradients, max_pool, patches, seen_by
 
 rng = np.random.default_rng(0)
 
@@ -58,7 +58,15 @@ def geometry(window, strides, padding, dilation, size):
     reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
     positions = tuple((n + sum(p) - r) // s + 1 for n, p, r, s in zip(size[:2], padding, reach, strides, strict=True))
     return SimpleNamespace(
-        window=window, strides=strides, padding=padding, dilation=dilation, positions=positions, input_maps=size
+        window=window,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        positions=positions,
+        input_maps=size,
+        groups=1,
+        inputs=size[2],
+        outputs=4,
     )
 
 
@@ -100,3 +108,11 @@ def test_convolution_in_pieces(window, strides, padding, dilation):
         alone = np.zeros(maps.shape, np.float32)
         alone[..., f] = cotangents[f]
         np.testing.assert_allclose(found[f], pullback(alone)[0], atol=1e-5)
+
+    g = rng.standard_normal((2, np.prod(layer.positions), 4)).astype(np.float32)
+    expected = np.einsum("npo,npkc->kco", g, seen)
+    with jax.default_matmul_precision("highest"):
+        for ungrouped in (True, False):  # by a convolution on a CPU, by a product of patches
+            layer.ungrouped = ungrouped
+            gradients = kernel_gradients(layer, seen_by(layer, x), jnp.asarray(g))
+            np.testing.assert_allclose(gradients, expected, atol=1e-4)

@@ -134,7 +134,7 @@ def _scores(
         asked["granularity"],
     )  # fmt: skip
     plan = plan._replace(sparse=passes.is_sparse(plan, model.variables, group.chunk, images))
-    weights = passes.by_output(network, group.layers, model.variables)
+    weights = passes.arranged(plan, model.variables)
     variables, weights = (_everywhere(mesh, tree) for tree in (model.variables, weights))
     directions = _one_each(mesh, [f.matrix(network.layers[target].outputs) for f in features])
     places = first.places(number, group.batch)

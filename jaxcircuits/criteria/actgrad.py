@@ -40,7 +40,7 @@ BLOCK = 16
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
     """A function of an output channel o: A[o] (N, P, I)."""
     seen = jnp.moveaxis(split_patches(layer, x), 3, 0)
-    group = layer.outputs // layer.groups
+    group, w = layer.outputs // layer.groups, w.transpose(2, 0, 1)
     return lambda o: jnp.einsum("npki,ki->npi", seen[o // group] if layer.groups > 1 else seen[0], w[o])
 
 

@@ -26,8 +26,9 @@ class Criterion(NamedTuple):
     """One criterion with its options: sums for three kinds of layers.
 
     Attributes:
-        dense: of a layer before the feature's. Added are x (N, H, W, C), g (F, N, P, O) and w (O, K, I); w finishes.
-        on_support: the same from the places where g is not zero. Added are x, g, on (N, P, O) bool and w.
+        dense: of a layer before the feature's. Added are x (N, H, W, C), g (F, N, P, O) and w (K, I, O); w finishes.
+        on_support: the same from the places where g is not zero. Added are x, g, on (N, P, O) bool and w (O, K, I),
+            so that what is made for one output channel reads near memory.
         target: of the feature's own layer, whose output gradient is the outer product of c (F, N, P) and d (F, O).
             Added are x, c, d and w; d and w finish.
         of_outputs: x is not the layer's input but its output (N, H', W', O), with the bias.

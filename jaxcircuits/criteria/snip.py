@@ -25,63 +25,63 @@ from jax import Array, lax
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import patches, split_patches
+from jaxcircuits.ops import kernel_gradients, patches, seen_by
 
 
-def _mean(products: Array) -> Array:
-    """A kernel's score of its weights' (O, k, I): (O, I)."""
-    return products.mean(1)
+def _mean(part, gradient: Array, w: Array) -> Array:
+    """Mean over a kernel's weights of part(gradient (K, ...) * w (K, ...))."""
+    return sparse.sum_products(gradient, w, part) / len(w)
 
 
-def _dense(part, reduced, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
-    """D[n,o,k,i] = sum_p g[n,p,o] patches[n,p,k,i] for one feature and image after another: (F, O, I).
+def _each(part, gradient: Array, w: Array) -> Array:
+    """The same of each weight."""
+    return part(gradient * w)
 
-    Each is reduced while it is in the cache.
-    """
-    seen = split_patches(layer, x)
+
+def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+    """For one feature and image after another, each reduced while it is in the cache: (F, I, O)."""
 
     def one(g: Array) -> Array:
-        def image(total: Array, seen: tuple[Array, Array]) -> tuple[Array, None]:
-            gradient = jnp.einsum("pgo,pkgi->goki", *seen).reshape(w.shape)
-            return total + reduced(part(gradient * w)), None
+        def image(total: Array, its: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + over(part, kernel_gradients(layer, *(a[None] for a in its)), w), None
 
-        return lax.scan(image, jnp.zeros(total.shape[1:]), (g, seen))[0]
+        return lax.scan(image, jnp.zeros(total.shape[1:]), (seen, g))[0]
 
-    return total + lax.map(one, _split_gradients(layer, g))
+    seen = seen_by(layer, x)
+    return total + lax.map(one, g)
 
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
-    """sum_n D: (F, O, k, I)."""
-    seen = split_patches(layer, x)
-    gradients = lax.map(lambda g: jnp.einsum("npgo,npkgi->goki", g, seen), _split_gradients(layer, g))
-    return total + gradients.reshape(total.shape)
-
-
-def _split_gradients(layer: Layer, g: Array) -> Array:
-    """(F, N, P, G, O/G)"""
-    return g.reshape(*g.shape[:3], layer.groups, -1)
+    """sum_n D: (F, K, I, O)."""
+    seen = seen_by(layer, x)
+    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g)
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return jnp.moveaxis(total, 1, -1) / images
+    return total / images
 
 
-def _finish_dense_whole_set(reduced, total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return lax.map(lambda gradient: jnp.moveaxis(reduced(jnp.abs(gradient * w)), 0, -1), total) / images
+def _finish_dense_whole_set(over, total: Array, layer: Layer, w: Array, images: Array) -> Array:
+    return lax.map(lambda gradient: over(jnp.abs, gradient, w), total) / images
 
 
 def _on_support(part, over, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
     """The same for one output channel after another, from the places where it has a gradient at all: (O, I, F)."""
 
     def finish(product: Array, o: Array) -> Array:
-        return over(part, product, w[o])
+        return over(part, *_of_channel(product, w[o]))
 
     return sparse.add_by_output(total, on, g, _gathered(layer, x), finish=finish, together=False)
 
 
 def _on_support_whole_set(total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
-    """sum_n D: (O, k I, F)."""
+    """sum_n D: (O, K I, F)."""
     return sparse.add_by_output(total, on, g, _gathered(layer, x), together=True)
+
+
+def _of_channel(gradient: Array, w: Array) -> tuple[Array, Array]:
+    """An output channel's gradient (K I, F) as (K, I, F), and its weights (K, I) as (K, I, 1)."""
+    return gradient.reshape(*w.shape, -1), w[..., None]
 
 
 def _gathered(layer: Layer, x: Array) -> Callable[[Array, Array], Array]:
@@ -90,45 +90,35 @@ def _gathered(layer: Layer, x: Array) -> Callable[[Array, Array], Array]:
     return lambda places, _: seen[places]
 
 
-def _mean_over_weights(part, gradient: Array, w: Array) -> Array:
-    """Mean over k of part(gradient (k I, F) * w (k, I)): (I, F)."""
-    return sparse.sum_products(gradient.reshape(*w.shape, -1), w[..., None], part) / len(w)
-
-
-def _each_weight(part, gradient: Array, w: Array) -> Array:
-    """part(gradient (k I, F) * w (k, I)): (k, I, F)."""
-    return part(gradient.reshape(*w.shape, -1) * w[..., None])
-
-
 def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
     return jnp.moveaxis(total, (-1, 0), (0, -1)) / images
 
 
 def _finish_on_support_whole_set(over, total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    scores = lax.map(lambda channel: over(jnp.abs, *channel), (total, w))
+    scores = lax.map(lambda channel: over(jnp.abs, *_of_channel(*channel)), (total, w))
     return jnp.moveaxis(scores, (-1, 0), (0, -1)) / images
 
 
 def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:
-    """The output gradient is c * d, so D[n,o,k,i] = d[o] C[n,k,i], C = sum_p c[n,p] patches[n,p,k,i]: (F, k, C)."""
+    """The output gradient is c * d, so D[n,k,i,o] = d[o] C[n,k,i], C = sum_p c[n,p] patches[n,p,k,i]: (F, K, C)."""
     return total + part(jnp.einsum("npki,fnp->nfki", patches(layer, x), c)).sum(0)
 
 
 def _finish_target(part, scores_of, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
     total = part(total).reshape(*total.shape[:2], layer.groups, layer.inputs)
-    split = part(w).reshape(layer.groups, -1, *w.shape[1:])
+    split = part(w).reshape(*w.shape[:2], layer.groups, -1)
     scores = jnp.einsum(scores_of, total, split)  # the outputs of a group come last, after it
     scores = scores.reshape(*scores.shape[:-2], layer.outputs)
-    mean = 1 if scores.ndim == 4 else w.shape[1]
+    mean = 1 if scores.ndim == 4 else len(w)
     return scores * jnp.expand_dims(part(d), tuple(range(1, scores.ndim - 1))) / (mean * images)
 
 
 def _dense_shape(layer: Layer, features: int) -> tuple[int, ...]:
-    return features, layer.outputs, layer.inputs
+    return features, layer.inputs, layer.outputs
 
 
 def _dense_weights_shape(layer: Layer, features: int) -> tuple[int, ...]:
-    return features, layer.outputs, math.prod(layer.window), layer.inputs
+    return features, math.prod(layer.window), layer.inputs, layer.outputs
 
 
 def _on_support_shape(layer: Layer, features: int) -> tuple[int, ...]:
@@ -147,21 +137,21 @@ def _target_shape(layer: Layer, features: int) -> tuple[int, ...]:
     return features, math.prod(layer.window), layer.inputs * layer.groups
 
 
-KERNELS: Any = (_mean, _mean_over_weights, "fkgi,goki->figo", _dense_shape, _on_support_shape)
-WEIGHTS: Any = (same, _each_weight, "fkgi,goki->fkigo", _dense_weights_shape, _on_support_weights_shape)
+KERNELS: Any = (_mean, "fkgi,kigo->figo", _dense_shape, _on_support_shape)
+WEIGHTS: Any = (_each, "fkgi,kigo->fkigo", _dense_weights_shape, _on_support_weights_shape)
 
 
-def _criteria(reduced, over, scores_of, dense_shape, on_support_shape) -> dict[str, Criterion]:
+def _criteria(over, scores_of, dense_shape, on_support_shape) -> dict[str, Criterion]:
     """SNIP of kernels or of weights, for each place of the absolute value."""
 
     def summed(part) -> Criterion:
         return Criterion(
-            dense=Statistic(dense_shape, partial(_dense, part, reduced), _finish_dense),
+            dense=Statistic(dense_shape, partial(_dense, part, over), _finish_dense),
             on_support=Statistic(on_support_shape, partial(_on_support, part, over), _finish_on_support),
             target=Statistic(_target_shape, partial(_target, part), partial(_finish_target, part, scores_of)),
         )
 
-    finish_dense = partial(_finish_dense_whole_set, reduced)
+    finish_dense = partial(_finish_dense_whole_set, over)
     finish_on_support = partial(_finish_on_support_whole_set, over)
     finish_target = partial(_finish_target, jnp.abs, scores_of)
     whole_set = Criterion(

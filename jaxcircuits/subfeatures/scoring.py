@@ -20,7 +20,7 @@ from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.model import Model
-from jaxcircuits.passes import Plan, by_output, program
+from jaxcircuits.passes import Plan, arranged, program
 from jaxcircuits.paths import relevant
 from jaxcircuits.peaks import peaks
 from jaxcircuits.scores import PRECISIONS, Record, Scores, check_options
@@ -149,7 +149,7 @@ class Stream:
     def __iter__(self) -> Iterator[tuple[Mapping[str, np.ndarray], tuple[np.ndarray, ...]]]:
         plan, variables, network = self.plan, self.model.variables, self.plan.network
         compiled = program(plan, variables, Sizes(len(self.features), images=1, streams=1))
-        weights = by_output(network, plan.layers, variables)
+        weights = arranged(plan, variables)
         directions = jnp.asarray(self.features.matrix(network.layers[plan.target].outputs))
         one = jnp.int32(1)
         for n, (block, _) in enumerate(batches(self.images, 1)):
