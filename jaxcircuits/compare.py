@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcircuits.ablation import Offsets, check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.comparison import Comparison, LayerComparison, average
 from jaxcircuits.costs import Cost, measured
@@ -40,6 +41,7 @@ def compare(
     absolute: str = "per_image",
     layers: Sequence[str] | None = None,
     granularity: str = "kernel",
+    ablation: str = "zero",
     steps: int | None = None,
     seed: int = 0,
     precision: str = "float32",
@@ -61,6 +63,8 @@ def compare(
         test_images: those that judge; by default `images`, which flatters whatever has learned from them.
         criteria: those to compare, by default all there are.
         keeps: fractions of the relevant kernels, by default the paper's 13.
+        ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution over
+            the images that score; scores and masks are the same.
         level: of the intervals.
         number: of resamples.
         progress: called with the number of features times criteria done since the last call.
@@ -76,6 +80,7 @@ def compare(
     options: Any = {"absolute": absolute, "granularity": granularity, "seed": seed, "precision": precision}
     options |= {"batch": batch, "chunk": chunk}
     asked: Any = {"criteria": criteria, "keeps": keeps, "layers": layers, "steps": steps, "level": level}
+    asked["ablation"] = ablation
     every, manifest = question(model, images, features, test_images=test_images, number=number, **asked, **options)
     criteria, keeps = manifest["criteria"], manifest["keeps"]
     network = model.network(image_shape(images))
@@ -89,6 +94,7 @@ def compare(
         names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
         size = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
         size = min(size.features, len(f))
+        means = mean_contributions(model, images, names) if ablation == "mean" else None
         for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
             real = min(size, len(f) - start)  # the last chunk is filled up
             total = totals.setdefault(f.layer, _Total(criteria, level))
@@ -102,7 +108,8 @@ def compare(
                 masks = [top_kernels(found, keep=keep) for found, keep in zip(scores, keeps, strict=True)]
                 masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
                 del scores
-                rows.append(_judged(model, test_images, part[:real], masks, weights))
+                added = None if means is None else [offsets(means, mask) for mask in masks]
+                rows.append(_judged(model, test_images, part[:real], masks, added, weights))
                 progress(real)
             total.add(part[:real].labels, *(np.stack(arrays, 1) for arrays in zip(*rows, strict=True)))
     found = {name: total.result() for name, total in totals.items()}
@@ -122,6 +129,7 @@ def question(
     absolute: str,
     layers: Sequence[str] | None = None,
     granularity: str,
+    ablation: str = "zero",
     steps: int | None,
     seed: int,
     precision: str,
@@ -134,6 +142,9 @@ def question(
     criteria, keeps = tuple(dict.fromkeys(criteria)), tuple(dict.fromkeys(keeps))
     for name in criteria:
         check_options(name, absolute, precision, chunk, batch, steps, granularity)
+    check_ablation(ablation)
+    if ablation == "mean" and granularity == "weight":
+        raise InputError("mean ablation is of kernels and filters; weights are removed to zero")
     for name, given in (("criteria", criteria), ("keeps", keeps)):
         if not given:
             raise InputError(f"{name} are empty; expected at least one")
@@ -157,6 +168,7 @@ def question(
         "keeps": list(keeps),
         "absolute": absolute,
         "granularity": granularity,
+        "ablation": ablation,
         "layers": None if layers is None else list(layers),
         "steps": {name: steps or STEPS[name] for name in criteria if name in STEPS},
         "seed": seed,
@@ -169,12 +181,13 @@ def question(
 
 
 def _judged(
-    model: Model, images, features: Features, masks: list[Masks], weights: np.ndarray
+    model: Model, images, features: Features, masks: list[Masks], added: list[Offsets] | None, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """r of K circuits of each feature in each sample (F, K, B), and where it is left out of averages (F, K, B)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so that r is not defined")  # it is nan in the table
-        found = evaluate(model, images, features, masks)
+        ablation = "zero" if added is None else "mean"
+        found = evaluate(model, images, features, masks, ablation=ablation, offsets=added)
     constant = pooled(found.moments, weights).constant_y
     r = found.correlation(weights)
     return r, np.broadcast_to(constant, r.shape)

@@ -13,20 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcircuits import plots
+from jaxcircuits import markdown, plots
 from jaxcircuits.circuit import finite
 from jaxcircuits.costs import Cost
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.measures import interval
 
-MANY = 40  # features beyond which the Markdown leaves single ones to the CSV
 ENDINGS = (".csv", ".md", ".png", ".json")
 OVERALL = "mean of the layers"
-COSTS = (
-    "Seconds for one feature at all keep levels, without compiling; seconds of compiling what no criterion before had "
-    "compiled; the most memory that the process held meanwhile, with all that it held before."
-)
 
 
 class Average(NamedTuple):
@@ -223,39 +218,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Tables for people."""
-        m = self.manifest
-        scored, judged = (m[which] for which in ("images", "test_images"))
-        lines = [
-            f"# {m['model']}: {', '.join(self.criteria)}",
-            "",
-            f"Pearson's r with the full network over the fraction of {m['granularity']}s kept: scored on "
-            f"{scored['number']} images ({scored['source']}), judged on {judged['number']} ({judged['source']}). In "
-            f"brackets the {m['level']:.0%} interval over images that judge ({m['resamples']} bootstrap resamples). In "
-            "means a circuit that is constant counts as 0.",
-        ]
-        for name in self.averages:
-            lines += ["", f"## {_plain(self.heading(name))}", "", *self._table(*self.shown(name))]
-        lines += ["", "## Which wins where", "", *_lines(self.wins())]
-        lines += ["", "## Cost of scoring", "", COSTS, "", *_lines(self.cost_rows())]
-        every = [(layer, f) for layer in self.layers.values() for f in range(len(layer.labels))]
-        if len(every) > len(self.layers) and len(every) <= MANY:
-            for layer, f in every:
-                lines += ["", f"## {_plain(layer.labels[f])}", "", *self._table(layer.r[f], layer.ends[f])]
-        return "\n".join(lines) + "\n"
-
-    def _table(self, r: np.ndarray, ends: np.ndarray) -> list[str]:
-        """A row for each keep, a column for each criterion; the highest r is bold."""
-
-        def cell(c: int, k: int) -> str:
-            if not np.isfinite(r[c, k]):
-                return "constant"
-            best = r[c, k] == np.nanmax(r[:, k]) and r[c, k] > 0
-            text = f"{r[c, k]:.3f}"
-            return f"{f'**{text}**' if best else text} [{ends[c, k, 0]:.3f}, {ends[c, k, 1]:.3f}]"
-
-        criteria = range(len(self.criteria))
-        cells = [[f"{keep:g}", *(cell(c, k) for c in criteria)] for k, keep in enumerate(self.keeps)]
-        return _grid(["keep", *self.criteria], cells)
+        return markdown.of_comparison(self)
 
 
 def free_paths(stem: str | os.PathLike[str], manifest: Mapping[str, Any], *, force: bool) -> list[Path]:
@@ -279,29 +242,3 @@ def free_paths(stem: str | os.PathLike[str], manifest: Mapping[str, Any], *, for
             "--force (force=True) overwrites it"
         )
     return paths
-
-
-def _lines(rows: list[dict[str, Any]]) -> list[str]:
-    head = [name.replace("_bytes", ", MB") for name in rows[0]]
-    return _grid(head, [[_cell(*item) for item in row.items()] for row in rows])
-
-
-def _grid(head: list[str], cells: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name == "peak_bytes":
-        return f"{value / 1e6:.0f}"
-    if name == "sure":
-        return f"{value:.0%}"
-    if isinstance(value, float):
-        return f"{value:g}" if name == "keep" else f"{value:.3f}"
-    return _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    """Names of files as they are: `|` ends no cell."""
-    return text.replace("|", "\\|")

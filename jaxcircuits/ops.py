@@ -104,8 +104,8 @@ def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:
 def feature_input_gradients(layer: Layer, cotangents: Array, kernels: Array) -> Array:
     """The transpose of `feature_maps`: cotangents (F, N, H', W'), kernels (F, K, C) -> (F, N, H, W, C).
 
-    A sum of shifted outer products, which costs as much as one output channel a feature; pulling the one-hot
-    cotangent of a channel back through the whole layer costs as much as all of them.
+    A small product for each feature, which costs as much as one output channel; pulling the one-hot cotangent of a
+    channel back through the whole layer costs as much as all of them.
     """
     height, width, _ = layer.input_maps
     padded = cotangents
@@ -118,11 +118,10 @@ def feature_input_gradients(layer: Layer, cotangents: Array, kernels: Array) -> 
         config[axis] = (low, size + reach - low - spread, layer.strides[a] - 1)
         padded = lax.pad(padded, jnp.zeros((), padded.dtype), config)
     rows, columns = (range(0, layer.window[a] * layer.dilation[a], layer.dilation[a]) for a in (0, 1))
-    gradient = jnp.zeros((), cotangents.dtype)
-    for k, (a, b) in enumerate(itertools.product(reversed(rows), reversed(columns))):
-        shifted = padded[:, :, a : a + height, b : b + width, None]
-        gradient = gradient + shifted * kernels[:, k, None, None, None, :]
-    return gradient
+    corners = itertools.product(reversed(rows), reversed(columns))
+    shifted = jnp.stack([padded[:, :, a : a + height, b : b + width] for a, b in corners], 1)
+    gradient = jnp.einsum("fkp,fkc->fpc", shifted.reshape(*shifted.shape[:2], -1), kernels)
+    return gradient.reshape(*cotangents.shape[:2], height, width, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))

@@ -257,6 +257,9 @@ def test_evaluate(made, process, here):
         assert row["correlation"] == pytest.approx(row["recorded"], abs=1e-5)
     done = here(folder, "evaluate", *paths, "--images", "other.npy")
     assert all(re.search(rf"^{re.escape(path)} +other.npy +2 +-?\d", done.stdout, re.M) for path in paths)
+    done = here(folder, "evaluate", *paths, "--nulls", "3", "--json")
+    for row in json.loads(done.stdout)["circuits"]:
+        assert row["p"] in (0.25, 0.5, 0.75, 1) and abs(row["mean_of_nulls"]) <= 1
     other = here(folder, "evaluate", *paths, "--images", "other.npy", "--weights", "random", "--json")
     assert json.loads(other.stdout)["circuits"][0]["correlation"] != rows[0]["correlation"]
 

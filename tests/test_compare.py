@@ -38,6 +38,18 @@ def found(small, tests):
     return jc.compare(small.model, small.images, FEATURES, test_images=tests, **QUESTION)
 
 
+def test_means_of_removed_kernels_are_those_of_the_images_that_score(small, tests):
+    features = FEATURES[0]
+    found = jc.compare(small.model, small.images, features, test_images=tests, ablation="mean", **QUESTION)
+    masks = jc.top_kernels(jc.score(small.model, small.images, features, criterion="magnitude"), keep=0.7)
+    offsets = jc.mean_offsets(small.model, small.images, masks)
+    expected = jc.correlation(small.model, tests, features, masks, ablation="mean", offsets=offsets)
+    np.testing.assert_allclose(found.layers[features.layer].r[:, 1, 0], expected, atol=1e-6)
+    assert found.manifest["ablation"] == "mean" and "leave their mean" in found.markdown()
+    with pytest.raises(jc.InputError, match="mean ablation is of kernels and filters"):
+        jc.compare(small.model, small.images, features, ablation="mean", granularity="weight", **ALONE)
+
+
 def test_r_and_intervals_are_those_of_each_circuit_alone(small, tests, found):
     """Masks from the images that score, r on the others; the interval by repeating images as the resamples say."""
     weights = resamples(len(tests), 40, 3).astype(int)

@@ -11,7 +11,6 @@ import click
 import numpy as np
 
 from jaxcircuits import training
-from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.circuit import Circuit, check_free, feature_label, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
@@ -28,6 +27,8 @@ from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
+from jaxcircuits.nulls import against_nulls
+from jaxcircuits.paths import relevant_kernels
 from jaxcircuits.plots import curves
 
 KEEPS = "0.5,0.2,0.1,0.05,0.01"
@@ -39,11 +40,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
-@options(common.ABSOLUTE, common.OBJECTIVE)
-@click.option(
-    "--ablation", type=click.Choice(ABLATIONS), default="zero", show_default=True,
-    help="What stands in for a removed kernel: nothing, or its mean over images and positions.",
-)  # fmt: skip
+@options(common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
 @click.option(
@@ -120,13 +117,18 @@ def extract(
 
 @click.command(cls=Command, short_help="Judge circuit files on these or other images.")
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
-@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT, JSON, QUIET)
-def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json, quiet) -> None:
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@click.option("--nulls", type=click.IntRange(min=1), help="Random circuits to judge beside each; 99 let p be .01.")
+@options(SEED, JSON, QUIET)
+def evaluate(
+    circuits: tuple[str, ...], weights, images, resize, strict, nulls: int | None, seed, as_json, quiet
+) -> None:
     """Judge CIRCUIT files: r of each with its feature in the full network, and its faithfulness, 1 less its squared
     error over that of no circuit at all. --json has more measures, and the 95 % interval of r over images.
 
     Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
-    photos:b for a circuit made on photos:a) the judgement is fair.
+    photos:b for a circuit made on photos:a) the judgement is fair. With --nulls, p is the share of random circuits of
+    as many kernels in each layer, and of this one, whose r is as high.
     """
     screen = Screen(quiet, as_json)
     opened = [(path, Circuit.load(path)) for path in circuits]
@@ -137,11 +139,15 @@ def evaluate(circuits: tuple[str, ...], weights, images, resize, strict, as_json
             network = network_of(circuit, weights, model_of)
             pictures = pictures_of(circuit, images, resize, network, strict, images_of)
             judged = {"images": pictures.source, "number": len(pictures), **_judged(network, pictures, circuit)}
+            if nulls:
+                judged |= _beside_nulls(network, pictures, circuit, nulls, seed)
             recorded = {"feature": feature_label(circuit.manifest), "recorded": circuit.manifest["correlation"]}
             rows.append({"circuit": path, **judged, **recorded})
             progress(1)
-    columns = ("circuit", "images", "number", "correlation", "recorded", "faithfulness")
-    screen.table((*columns[:3], "r", "r when made", columns[5]), [[row[c] for c in columns] for row in rows])
+    columns = {name: name for name in ("circuit", "images", "number")}
+    columns |= {"correlation": "r", "recorded": "r when made", "faithfulness": "faithfulness"}
+    columns |= {"mean_of_nulls": "r of random ones", "p": "p"} if nulls else {}
+    screen.table(tuple(columns.values()), [[row[c] for c in columns] for row in rows])
     screen.json({"circuits": rows})
 
 
@@ -188,6 +194,18 @@ def _judged(model: Model, images: Images, circuit: Circuit) -> dict[str, Any]:
     }
     numbers = {name: finite(value[0, 0]) for name, value in found.items()}
     return numbers | {"interval": [finite(end) for end in e.interval()[0, 0]], "ablation": ablation}
+
+
+def _beside_nulls(model: Model, images: Images, circuit: Circuit, number: int, seed: int) -> dict[str, Any]:
+    """r of random circuits, 0 where one is constant, and p."""
+    if any(mask.ndim != 2 for mask in circuit.masks.values()):
+        raise InputError("--nulls are of kernels; this circuit is of whole filters")
+    features, masks = circuit.features, {name: mask[None] for name, mask in circuit.masks.items()}
+    possible = relevant_kernels(model, features, layers=tuple(masks))
+    asked: Any = {"number": number, "by_layer": True, "seed": seed}
+    asked["ablation"] = "zero" if circuit.offsets is None else "mean"
+    found = against_nulls(model, images, features, masks, possible, **asked)
+    return {"mean_of_nulls": float(np.nan_to_num(found.nulls).mean()), "p": finite(float(found.p[0, 0]))}
 
 
 def _check_places(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], force: bool) -> None:

@@ -16,6 +16,7 @@ import click
 import jax
 
 from jaxcircuits import criteria
+from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
@@ -104,6 +105,10 @@ WEIGHTS = click.option("--weights", callback=not_empty, help=f"{WEIGHTS_HELP}  [
 IMAGES = click.option("--images", callback=not_empty, help=f"{IMAGES_HELP}  [default: photos]")
 OTHER_WEIGHTS = click.option("--weights", callback=not_empty, help=f"{WEIGHTS_HELP}  [default: the circuit's]")
 OTHER_IMAGES = click.option("--images", callback=not_empty, help=f"{IMAGES_HELP}  [default: the circuit's]")
+ABLATION = click.option(
+    "--ablation", type=click.Choice(ABLATIONS), default="zero", show_default=True,
+    help="What stands in for a removed kernel: nothing, or its mean over images and positions.",
+)  # fmt: skip
 TRANSFORM = click.option(
     "--transform-input/--plain-input",
     default=None,
@@ -120,7 +125,10 @@ OUT = click.option(
 )
 OVERWRITE = click.option("--force", is_flag=True, help="Overwrite files that hold something else.")
 SEED = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of random weights, random scores and learned masks."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Of what is random, and of learned masks.",
 )
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")

@@ -39,10 +39,11 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 @options(common.ABSOLUTE, common.OBJECTIVE)
 @click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {LEVELS}]")
 @click.option("--granularity", type=click.Choice(GRANULARITIES), default="kernel", show_default=True)
-@options(common.STEPS, common.PRECISION, common.CHUNK, common.BATCH, OUT, OVERWRITE, SEED, JSON, QUIET)
+@options(common.ABLATION, common.STEPS, common.PRECISION, common.CHUNK, common.BATCH, OUT, OVERWRITE, SEED, JSON, QUIET)
 def compare(
     model: str, features: tuple[str, ...], weights, transform_input, images, test_images, resize, strict, criteria,
-    absolute, objective, keep, granularity, steps, precision, chunk, batch, out: Path, force, seed, as_json, quiet,
+    absolute, objective, keep, granularity, ablation, steps, precision, chunk, batch, out: Path, force, seed, as_json,
+    quiet,
 ) -> None:  # fmt: skip
     """Compare the criteria on MODEL's FEATUREs: score on some images, judge on others.
 
@@ -62,6 +63,7 @@ def compare(
         "keeps": KEEPS if keep is None else numbers("keep", keep, float),
         "absolute": absolute,
         "granularity": granularity,
+        "ablation": ablation,
         "steps": steps,
         "seed": seed,
         "precision": precision,

@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -38,10 +39,11 @@ BLOCK = 16
 
 
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
-    """A function of an output channel o: A[o] (N, P, I)."""
-    seen = jnp.moveaxis(split_patches(layer, x), 3, 0)
-    group, w = layer.outputs // layer.groups, w.transpose(2, 0, 1)
-    return lambda o: jnp.einsum("npki,ki->npi", seen[o // group] if layer.groups > 1 else seen[0], w[o])
+    """A function of an output channel o: A[o] (I, N P), a product for each input channel."""
+    seen = split_patches(layer, x).transpose(3, 4, 0, 1, 2)
+    seen = seen.reshape(*seen.shape[:2], -1, seen.shape[-1])  # (G, I, N P, K)
+    group, w = layer.outputs // layer.groups, w.transpose(2, 1, 0)
+    return lambda o: jnp.einsum("ipk,ik->ip", seen[o // group] if layer.groups > 1 else seen[0], w[o])
 
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
@@ -50,9 +52,9 @@ def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Ar
 
     def one(channel: tuple[Array, Array]) -> Array:
         o, g = channel
-        return jnp.einsum("fnp,npi->fi", g, part(contributions(o)))
+        return g @ part(contributions(o)).T
 
-    channels = jnp.arange(layer.outputs), jnp.moveaxis(part(g), -1, 0)
+    channels = jnp.arange(layer.outputs), jnp.moveaxis(part(g), -1, 0).reshape(layer.outputs, len(g), -1)
     return total + lax.map(one, channels, batch_size=min(BLOCK, layer.outputs)) / g.shape[2]
 
 
@@ -80,13 +82,16 @@ def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: A
     """(O, F, I) for a gradient of 1 at each output channel that a feature touches."""
     contributions = _contributions(layer, x, w)
     touched = (d != 0).any(0)
-    channels = jnp.argsort(~touched)  # those touched come first
+    # those touched come first, and after all some that there are not
+    channels = jnp.pad(jnp.argsort(~touched), (0, BLOCK), constant_values=layer.outputs)
+    flat = part(c).reshape(len(c), -1)
 
     def add(j: Array, total: Array) -> Array:
-        o = channels[j]
-        return total.at[o].add(jnp.einsum("fnp,npi->fi", part(c), part(contributions(o))) / c.shape[2])
+        block = lax.dynamic_slice(channels, (j * BLOCK,), (BLOCK,))
+        products = jnp.einsum("fp,bip->bfi", flat, part(jax.vmap(contributions)(block)))
+        return total.at[block].add(products / c.shape[2], mode="drop")
 
-    return lax.fori_loop(0, touched.sum(), add, total)
+    return lax.fori_loop(0, -(-touched.sum() // BLOCK), add, total)
 
 
 def _finish_target(part, total: Array, layer: Layer, d: Array, w: Array, images: Array) -> Array:
