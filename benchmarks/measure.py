@@ -14,8 +14,9 @@ import jaxcircuits as jc
 from benchmarks.cases import Case, gigaflops
 from benchmarks.engines import Remote
 
-# Relative to a layer's largest score; r of the curve may differ by a flipped ReLU.
-TOLERANCE = {"curve": 0.01}
+# Relative to a layer's largest score. Rounding switches a ReLU or a pool's winner now and then: r of the curve may
+# differ by that, and scores of a network as deep as VGG 16.
+TOLERANCE = {"curve": 0.01, "vgg16": 1e-3}
 
 
 def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
@@ -78,7 +79,7 @@ def agree(case: Case, results: dict[str, list[np.ndarray]]) -> None:
         for mine, theirs in zip(ours, results[name], strict=True):
             mine = mine[: len(theirs)]
             error = np.nanmax(np.abs(mine - theirs)) / np.nanmax(np.abs(mine))
-            limit = TOLERANCE.get(case.what, 1e-4)
+            limit = TOLERANCE.get(case.what, TOLERANCE.get(case.model, 1e-4))
             assert error < limit, f"{case.name}: {name} differs by {error:.1e} of the largest value"
             assert (np.isnan(mine) == np.isnan(theirs)).all(), f"{case.name}: {name} is nan elsewhere"
 

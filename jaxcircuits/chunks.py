@@ -98,6 +98,11 @@ def _bytes_a_feature(network: Network, layers: tuple[str, ...], *, batch: int, b
     return 4 * numbers
 
 
+def evenly(total: int, most: int) -> int:
+    """How many of `total` features make a chunk, so that as few as possible chunks of at most `most` are alike."""
+    return -(-total // -(-total // most))
+
+
 def chunk_at(features: Features, start: int, size: int) -> Features:
     """`size` features from `start` on; the last chunk is filled up with the last feature, to run the same program."""
     return features[np.minimum(np.arange(start, start + size), len(features) - 1)]

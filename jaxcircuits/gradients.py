@@ -62,7 +62,7 @@ def gradients(
     cotangents: Callable[[Array], Array],
     *,
     pinned: bool = False,
-    sparse: bool = False,
+    sparse: tuple[str, ...] = (),
 ) -> Gradients:
     """Differentiate F features with respect to the outputs of the layers before them.
 
@@ -73,12 +73,13 @@ def gradients(
         images: (N, H, W, 3).
         cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
         pinned: as in `Network.run`.
-        sparse: compute input gradients where they are not zero for every feature; the same to rounding.
+        sparse: the layers whose input gradients are computed where they are not zero for every feature; the same to
+            rounding.
     """
     layer = network.layers[target]
     inner = tuple(name for name in layers if name != target)
 
-    on = supports(network, variables, target, images) if sparse and inner else {}
+    on = supports(network, variables, target, images, sparse) if sparse and inner else {}
 
     def forward(probes: dict[str, Array]):
         inputs = network.run(variables, images, probes, supports=on, pinned=pinned)
@@ -96,14 +97,17 @@ def gradients(
     return Gradients(inputs, maps, c.reshape(features, count, -1), flat, on)
 
 
-def supports(network: Network, variables: Variables, target: str, images: Array) -> dict[str, Array]:
-    """Where the gradients at the ungrouped convolutions before the target can be non-zero: {layer: (N, P, O) bool}.
+def supports(
+    network: Network, variables: Variables, target: str, images: Array, names: tuple[str, ...] | None = None
+) -> dict[str, Array]:
+    """Where gradients can be non-zero, {layer: (N, P, O) bool}: at the ungrouped convolutions before the target, or
+    some of them.
 
     What is zero for one random cotangent of the target's input is zero for every feature.
     """
     before = itertools.takewhile(lambda name: name != target, network.layers)
     layers = {name: network.layers[name] for name in before}
-    names = tuple(n for n, layer in layers.items() if layer.ungrouped and not layer.trouble)
+    names = names or tuple(n for n, layer in layers.items() if layer.ungrouped and not layer.trouble)
     probes = network.probes(names, len(images))
     x, pullback = jax.vjp(lambda probes: network.run(variables, images, probes)[target], probes)
     (found,) = pullback(jax.random.normal(jax.random.key(0), x.shape))

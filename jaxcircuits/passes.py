@@ -24,8 +24,8 @@ from jaxcircuits.paths import relevant
 from jaxcircuits.streams import Streams
 from jaxcircuits.taps import Network
 
-# Above this share of the dense multiplications, gathering what is not zero is slower than multiplying everything.
-SPARSE = 0.4
+# With more than this share of a layer's gradients, gathering them is slower than multiplying zeros as well.
+SPARSE = 0.25
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
 
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
         criterion, objective, place: what is computed of the features.
         precision: of matrix products, as `jax.default_matmul_precision` calls it.
         granularity: of the scores.
-        sparse: compute on the support that all features share; the same to rounding.
+        sparse: the layers computed on the support that all features share; the same to rounding.
     """
 
     network: Network
@@ -53,21 +53,18 @@ class Plan(NamedTuple):
     place: Place
     precision: str
     granularity: str = "kernel"
-    sparse: bool = False
+    sparse: tuple[str, ...] = ()
 
     def statistic(self, name: str) -> Statistic:
         """How this layer's sum is made."""
         if name == self.target:
             return self.criterion.target
-        return self.criterion.on_support if self._gathered(name) else self.criterion.dense
-
-    def _gathered(self, name: str) -> bool:
-        return self.sparse and name != self.target and self.network.layers[name].ungrouped
+        return self.criterion.on_support if name in self.sparse else self.criterion.dense
 
     def weights(self, variables: Variables) -> dict[str, Array]:
         """The layers' weights as their statistics take them; made once for all images."""
         layers = {name: self.network.layers[name] for name in self.layers}
-        return {n: la.weight_by_output(variables) if self._gathered(n) else la.weight(variables)
+        return {n: la.weight_by_output(variables) if n in self.sparse else la.weight(variables)
                 for n, la in layers.items()}  # fmt: skip
 
     def nothing(self, features: int) -> Sums:
@@ -132,28 +129,23 @@ def _bytes(step) -> int:
 arranged = jax.jit(Plan.weights, static_argnums=0)
 
 
-def is_sparse(plan: Plan, variables: Variables, features: int, images) -> bool:
-    """Whether so many features should be scored on their support: a fixed rule, looked up on the first image.
+def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tuple[str, ...]:
+    """Which layers so many features should compute on their support: a fixed rule, looked up on the first image.
 
     It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero.
     """
     if plan.layers == (plan.target,) or not features_last(features):
-        return False
+        return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
-        share = _support_share(plan.network, plan.target, plan.layers, variables, jnp.asarray(block))
-    return float(share) < SPARSE
+        shares = _support_shares(plan.network, plan.target, variables, jnp.asarray(block))
+    return tuple(name for name, share in shares.items() if share < SPARSE)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "target", "layers"))
-def _support_share(network: Network, target: str, layers: tuple[str, ...], variables: Variables, image: Array) -> Array:
-    """Which share of the dense multiplications has a gradient that is not zero."""
-    found = supports(network, variables, target, image)
-    before = {name: network.layers[name] for name in layers if name != target}
-    work = {name: layer.kernels * layer.window[0] * layer.window[1] * layer.positions[0] * layer.positions[1]
-            for name, layer in before.items()}  # fmt: skip
-    shares = [work[name] * (found[name].mean() if name in found else 1.0) for name in work]
-    return jnp.asarray(sum(shares)) / sum(work.values())
+@functools.partial(jax.jit, static_argnames=("network", "target"))
+def _support_shares(network: Network, target: str, variables: Variables, image: Array) -> dict[str, Array]:
+    """The share of gradients that are not zero, of each ungrouped convolution before the target."""
+    return {name: on.mean() for name, on in supports(network, variables, target, image).items()}
 
 
 def scores_of_chunk(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import chunk_at, sizes
+from jaxcircuits.chunks import chunk_at, evenly, sizes
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
@@ -23,7 +23,7 @@ from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import check_granularity, count_relevant, fitted, shape_at
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
-from jaxcircuits.passes import Plan, arranged, fitting, is_sparse, scores_of_chunk
+from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import looked_at, rounds
 from jaxcircuits.training import learn
@@ -39,7 +39,7 @@ class Record(NamedTuple):
         criterion, absolute, seed, precision, keep, kernels, steps, schedule, granularity: as asked for.
         objective: of the features.
         images: how many.
-        sparse: whether gradients were computed on their support alone, which is the same to rounding.
+        sparse: whether gradients of some layers were computed on their support alone, which is the same to rounding.
     """
 
     criterion: str
@@ -229,8 +229,8 @@ def score_levels(
     plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[precision], granularity)
     by_weight = absolute == "whole_set" or granularity == "weight"
     size = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch)
-    size = size._replace(features=min(size.features, len(features)))
-    plan = plan._replace(sparse=is_sparse(plan, model.variables, size.features, images))
+    size = size._replace(features=evenly(len(features), size.features) if chunk is None else min(chunk, len(features)))
+    plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.features, images))
     if chunk is None:
         size = fitting(plan, model.variables, size)
     weights = arranged(plan, model.variables)
@@ -246,7 +246,7 @@ def score_levels(
             size = size.halved()
             warnings.warn(f"out of memory: going on with {size.features} features at a time", stacklevel=3)
     values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
-    record = record._replace(sparse=plan.sparse)
+    record = record._replace(sparse=bool(plan.sparse))
     if criterion not in STEPS:
         return [Scores(values, possible, chosen, record)] * len(levels)
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
@@ -259,7 +259,7 @@ def score_levels(
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
-    plan, places = looked_at(plan._replace(sparse=False), model.variables, images, number, features, size.images)
+    plan, places = looked_at(plan._replace(sparse=()), model.variables, images, number, features, size.images)
     weights = arranged(plan, model.variables)
     found = []
     for level, record in zip(levels, records, strict=True):

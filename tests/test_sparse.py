@@ -13,6 +13,7 @@ from jax import lax
 
 import jaxcircuits as jc
 from jaxcircuits import passes, sparse
+from jaxcircuits.chunks import evenly
 from jaxcircuits.layers import Layer
 from jaxcircuits.ops import max_pool
 from tests.test_criteria import assert_close
@@ -168,6 +169,30 @@ def test_the_rule(small):
     model = jc.Model(Smooth(), random_variables(Smooth(), (1, 13, 11, 3)), input_size=13)
     smooth = jc.score(model, small.images[:1], jc.Features("last", range(9)))
     assert (few.record.sparse, many.record.sparse, smooth.record.sparse) == (False, True, False)
+
+
+@pytest.mark.usefixtures("few_lengths")
+def test_some_layers_on_their_support(small, monkeypatch):
+    """Those whose gradients are mostly zero, each by itself."""
+    model = jc.Model(Wrapped(), random_variables(Wrapped(), (1, 13, 11, 3)), input_size=13)
+    features, images = jc.Features("third", range(9)), small.images[:2]
+    _, plain = both_ways(monkeypatch, model, images, features)
+    network = model.network(images.shape[1:])
+    found = passes.supports(network, model.variables, "third", jnp.asarray(images[:1]))
+    first, second = (float(found[name].mean()) for name in ("first", "second"))
+    assert first != second
+    plans, program = [], passes.program
+    monkeypatch.setattr(passes, "program", lambda plan, *rest: plans.append(plan) or program(plan, *rest))
+    monkeypatch.setattr(passes, "SPARSE", max(first, second))
+    some = jc.score(model, images, features)
+    assert plans[0].sparse == ("first" if first < second else "second",)
+    for name in some.layers:
+        assert_close(some.values[name], np.asarray(plain.values[name]), 1e-5)
+
+
+@pytest.mark.parametrize("total, most, size", [(64, 41, 32), (1, 9, 1), (8, 8, 8), (9, 4, 3), (100, 64, 50)])
+def test_chunks_are_alike(total, most, size):
+    assert evenly(total, most) == size
 
 
 @pytest.mark.usefixtures("few_lengths")

@@ -133,7 +133,7 @@ def _scores(
         network, target, group.layers, rule, first.objective, first.place, PRECISIONS[asked["precision"]],
         asked["granularity"],
     )  # fmt: skip
-    plan = plan._replace(sparse=passes.is_sparse(plan, model.variables, group.chunk, images))
+    plan = plan._replace(sparse=passes.sparse_layers(plan, model.variables, group.chunk, images))
     weights = passes.arranged(plan, model.variables)
     variables, weights = (_everywhere(mesh, tree) for tree in (model.variables, weights))
     directions = _one_each(mesh, [f.matrix(network.layers[target].outputs) for f in features])
@@ -150,7 +150,7 @@ def _scores(
         possible = {n: _one_each(mesh, [np.asarray(p[n]) for p in possible]) for n in group.layers}
         found = _finished(plan, mesh, sums, weights, directions, possible, np.int32(number))
     record = Record(asked["criterion"], asked["absolute"], first.objective, number, None, asked["precision"],
-                    plan.sparse, granularity=asked["granularity"])  # fmt: skip
+                    bool(plan.sparse), granularity=asked["granularity"])  # fmt: skip
 
     def on(device: Device) -> list[Scores]:
         """Called where the device is the default one."""
