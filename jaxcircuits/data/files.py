@@ -12,6 +12,7 @@ from jaxcircuits.data.ahead import THREADS
 from jaxcircuits.data.arrays import from_array, loaded
 from jaxcircuits.data.images import Pictures
 from jaxcircuits.errors import InputError, nearest
+from weights_conversion.guards import file_size
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -59,6 +60,7 @@ def opened(path: Path) -> Image.Image:
     Raises:
         Exception: whatever Pillow raises, for pictures too large as well.
     """
+    file_size(path)  # a pipe of that name would be waited for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,7 +68,7 @@ def opened(path: Path) -> Image.Image:
             picture = Image.open(path, formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise ValueError("not a picture of a known format") from error
-    if max(picture.size) > _LONGEST * min(picture.size):
+    if not min(picture.size) or max(picture.size) > _LONGEST * min(picture.size):
         picture.close()
         raise ValueError("{} x {} is more than {} times as long as wide".format(*picture.size, _LONGEST))
     return picture
