@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from weights_conversion.errors import ConversionError, reason
-from weights_conversion.guards import read_json
+from weights_conversion.guards import check_folder, read_json
 from weights_conversion.rules import StateDict, Variables, digest, to_flax, to_torch
 
 FORMAT = "jaxcircuits weights 1"
@@ -139,6 +139,7 @@ def _restore(path: Path) -> Any:
     import jax
     import orbax.checkpoint as ocp
 
+    check_folder(path, 8 * MOST_WEIGHTS)
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:

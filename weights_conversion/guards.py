@@ -30,6 +30,19 @@ def file_size(path: str | os.PathLike[str]) -> int:
     return info.st_size
 
 
+def check_folder(root: str | os.PathLike[str], most: int) -> None:
+    """Refuse a folder that holds links, pipes or devices, or in all more than so many bytes."""
+    total = 0
+    for parent, folders, files in os.walk(root):
+        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            info = os.lstat(path)
+            if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+                raise OSError(errno.EINVAL, f"{os.path.relpath(path, root)!r} is no regular file")
+            total += info.st_size
+    if total > most:
+        raise ValueError(f"it holds {total} bytes, more than {most}")
+
+
 def read_json(path: str | os.PathLike[str], most: int = MOST_JSON) -> Any:
     """A file of JSON."""
     size = file_size(path)
