@@ -19,6 +19,7 @@ BILINEAR = Image.Resampling.BILINEAR
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Pillow goes by a file's content, not by its name: what is only called .png must not reach, say, Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_SCANS = 100  # a progressive JPEG has about ten; a hundred bytes of a scan may take as long as a whole picture
 _LONGEST = 1000  # a strip of 1 x 100,000 pixels, its shorter side resized to 256, would take gigabytes
 
 
@@ -71,6 +72,9 @@ def opened(path: Path) -> Image.Image:
     if not min(picture.size) or max(picture.size) > _LONGEST * min(picture.size):
         picture.close()
         raise ValueError("{} x {} is more than {} times as long as wide".format(*picture.size, _LONGEST))
+    if "progressive" in picture.info and path.read_bytes().count(b"\xff\xda") > _SCANS:
+        picture.close()
+        raise ValueError(f"a JPEG of more than {_SCANS} scans")
     return picture
 
 
