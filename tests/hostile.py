@@ -47,7 +47,8 @@ SECONDS = 20  # of computing for one file, however it is made
 RAN = "ran"  # what code in a pickle would leave in the working directory
 
 STRINGS = (
-    "", ".", "..", "../../planted", "/etc/passwd", "a/../../../planted", "C:\\x", "nul\0l", "x" * 5000, "é" * 300, "-rf",
+    "", ".", "..", "../../planted", "/etc/passwd", "a/../../../planted", "C:\\x", "nul\0l", "x" * 5000, "é" * 300,
+    "-rf",
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "</title></script><!--", "{{7*7}}{% raw %}",
     "\x1b[2J\x1b]0;x\a", "line\nbreak\r\n", "\ud800", "\u202eevil", "\u2028", "$\\frac{$", "%s%n{0}", "~", "~nobody\0",
     "random:" + "9" * 5000, "torchvision:NO", "tfds:mnist/data_dir=..", "photos:c", "middle", "argmax", "snip", "mean",
@@ -577,8 +578,10 @@ def atlas(rng: Random, place: Path) -> Attempt:
         spoiled(rng, root, place)
     question = rng.choice(
         (
-            [], ["statistics"], ["table"], ["circuit", "features.0:3"], ["circuit", "features.3:4@middle"], ["shared", "features.0"],
-            ["users", "features.0:1"], ["users", "features.3:1,2"], ["iou", "features.0:1", "features.3:0@middle"], ["matrix"],
+            [], ["statistics"], ["table"], ["circuit", "features.0:3"], ["circuit", "features.3:4@middle"],
+            ["shared", "features.0"],
+            ["users", "features.0:1"], ["users", "features.3:1,2"], ["iou", "features.0:1", "features.3:0@middle"],
+            ["matrix"],
             ["nearest", "features.0:1"], ["clusters"],
         )
     )  # fmt: skip
@@ -890,8 +893,9 @@ def page(rng: Random, place: Path) -> Attempt:
     def made(manifest: dict[str, Any]) -> str:
         found = jc.Circuit({}, manifest)
         label, lines = feature_label(manifest), table(manifest)
-        entry = {"label": label, "summary": summary(found), "manifest": lines[:20], "layers": [[label, 1, 2, 3, 4]], "total": [1, 2, 3, 4],
-                 "numbers": manifest, "r": 0.5, "curve": None, "drivers": [(label, "data:,")], "diagram": {"label": label, "all": manifest}}  # fmt: skip
+        entry = {"label": label, "summary": summary(found), "manifest": lines[:20], "layers": [[label, 1, 2, 3, 4]]}
+        entry |= {"total": [1, 2, 3, 4], "numbers": manifest, "r": 0.5, "curve": None, "drivers": [(label, "data:,")]}
+        entry["diagram"] = {"label": label, "all": manifest}
         rooms = {"package": "jaxcircuits.report", "rooms": ("jaxcircuits.diagram",)}
         return render("report.html", title=label, entries=[entry, entry], data=[entry["diagram"]] * 2, **rooms)
 

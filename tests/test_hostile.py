@@ -41,6 +41,9 @@ from tests.hostile import (
 )
 from weights_conversion import ConversionError, read_file, save_checkpoint, write_state
 
+# orbax leaves arrays behind that it was still reading when another one turned out to be broken
+pytestmark = pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
+
 FEW = {"circuit": 80, "atlas": 40, "state_dict": 60, "state_file": 50, "checkpoint": 6, "image": 60, "array": 60,
        "feature": 60, "page": 20}  # fmt: skip
 MANY = {"circuit": 2000, "atlas": 1200, "state_dict": 1700, "state_file": 1300, "checkpoint": 200, "image": 1300,
