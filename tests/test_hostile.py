@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from random import Random
 
@@ -31,6 +32,7 @@ from tests.hostile import (
     Plan,
     Refused,
     command,
+    elements,
     many_scans,
     prepared,
     safetensors_of,
@@ -295,3 +297,23 @@ def test_what_is_printed_moves_no_cursor(tmp_path, capsys):
         command("info", "\x1b[2J")
     error = jc.InputError("x" * 10_000 + "\n\0")
     assert len(str(error)) < 2100 and str(error).isprintable()
+
+
+def test_drawings_of_hostile_names(small):
+    tree, marks = {}, {}
+    for words in ("plain", "</text></svg><script>alert(1)</script>&<![CDATA[\0\x1b\ud800\u202e$\\frac{$]]>-->"):
+        feature = {"layer": "features.3", "name": words, "position": None}
+        masks = {name: np.ones((layer.inputs, layer.outputs), bool) for name, layer in small.model.layers.items()
+                 if name in ("features.0", "features.3")}  # fmt: skip
+        manifest = MANIFEST | {"feature": feature, "model": words, "criterion": words, words: {words: [words]}}
+        drawing = jc.diagram(
+            small.model, jc.Circuit(masks, manifest, direction=np.ones(6, np.float32)), pictures="none"
+        )
+        for kind in ("svg", "graphml"):
+            found = [(e.tag, sorted(e.keys())) for e in ElementTree.fromstring(drawing.to(kind)).iter()]
+            assert tree.setdefault(kind, found) == found
+        found = elements(drawing.to("html").decode())
+        assert marks.setdefault("html", found) == found
+        assert json.loads(drawing.to("json"))["graph"]["manifest"]["model"] == words
+        for kind in ("png", "pdf"):
+            assert drawing.to(kind)
