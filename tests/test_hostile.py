@@ -288,6 +288,18 @@ def test_numbers_that_are_not_there(tmp_path):
         jc.Circuit.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_honest_checkpoints_are_read(zipped, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.Adam([{"params": [p]} for p in module.parameters()])  # each with the same tuple of betas
+    module(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    content = {"state_dict": module.half().state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    found = read_file(tmp_path / "a.pth")
+    assert list(found) == list(module.state_dict()) and found["0.weight"].dtype == np.float32
+
+
 def test_what_is_printed_moves_no_cursor(tmp_path, capsys):
     Screen(False, False).say("a\x1b[2J\nb\r\u202e")
     assert capsys.readouterr().out == "a\\x1b[2J\nb\\r\\u202e\n"

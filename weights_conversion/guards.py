@@ -18,6 +18,7 @@ import numpy as np
 MOST_JSON = 2**29  # bytes
 DEEPEST = 32  # lists and dictionaries within one another
 MOST_TUPLED = 10**6
+MAGIC = 0x1950A86A20F9469CFC6C  # with which files of PyTorch before 1.6 begin
 SMALL, MOST_PACKED = 2**28, 100  # bytes that anything may unpack to; beyond them, so many times as much as it takes
 
 
@@ -101,7 +102,7 @@ def check_pickle(file: IO[bytes]) -> None:
     memo: dict[int, int | None] = {}
     try:
         for op, arg, _ in pickletools.genops(file):
-            if isinstance(arg, int) and abs(arg) >= 2**64:
+            if isinstance(arg, int) and abs(arg) >= 2**64 and arg != MAGIC:
                 raise ValueError("it holds an integer of more than 64 bits")
             if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
                 memo[len(memo) if op.name == "MEMOIZE" else int(arg)] = stack[-1]
