@@ -105,10 +105,10 @@ def check_pickle(file: IO[bytes]) -> None:
             if isinstance(arg, int) and abs(arg) >= 2**64 and arg != MAGIC:
                 raise ValueError("it holds an integer of more than 64 bits")
             if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                memo[len(memo) if op.name == "MEMOIZE" else int(arg)] = stack[-1]
+                memo[len(memo) if op.name == "MEMOIZE" else int(arg or 0)] = stack[-1]
                 continue
             if op.name in ("GET", "BINGET", "LONG_BINGET"):
-                stack.append(memo[int(arg)])
+                stack.append(memo[int(arg or 0)])
                 continue
             if op.name == "MARK":
                 stack.append(None)
