@@ -15,13 +15,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import write_whole
+from weights_conversion.errors import printable
+from weights_conversion.guards import file_size, parse_json
 
 KEY, FORMAT = "jaxcircuits", 1
 
@@ -111,7 +113,7 @@ class Circuit:
             tensors["direction"] = np.ascontiguousarray(self.direction, np.float32)
         try:
             text = json.dumps({**manifest, "format": FORMAT}, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the circuit's manifest cannot be written as JSON: {error}") from None
         write_whole(path, save(tensors, {KEY: text}))
 
@@ -135,7 +137,7 @@ def stem(manifest: Mapping[str, Any]) -> str:
     kept = manifest["keep"]
     amount = f"kernels{manifest['kernels']}" if kept is None else f"keep{kept:g}"
     group = f".{manifest['group']['label']}" if "group" in manifest else ""  # of images, whose circuit it is
-    return _tame(f"{feature_stem(manifest)}{group}.{method_stem(manifest)}.{amount}")
+    return tame(f"{feature_stem(manifest)}{group}.{method_stem(manifest)}.{amount}")
 
 
 def method_stem(manifest: Mapping[str, Any]) -> str:
@@ -150,7 +152,7 @@ def feature_stem(manifest: Mapping[str, Any]) -> str:
     which = feature["name"] if "name" in feature else feature["channel"]
     if isinstance(position, list):
         position = "given" if position and isinstance(position[0], list) else ",".join(map(str, position))
-    return _tame(f"{feature['layer']}_{which}{f'@{position}' if position else ''}")
+    return tame(f"{feature['layer']}_{which}{f'@{position}' if position else ''}")
 
 
 def feature_label(manifest: Mapping[str, Any]) -> str:
@@ -158,12 +160,14 @@ def feature_label(manifest: Mapping[str, Any]) -> str:
     feature, position = manifest["feature"], manifest["feature"]["position"]
     if isinstance(position, list):
         position = "given" if position and isinstance(position[0], list) else ",".join(map(str, position))
-    return f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{position}" if position else "")
+    label = f"{feature['layer']}:{feature.get('channel', feature.get('name'))}" + (f"@{position}" if position else "")
+    return printable(label)  # the name of a file of directions may be anything
 
 
-def _tame(name: str) -> str:
+def tame(name: str) -> str:
     """Characters that could lead out of a folder, or that a file system may refuse, become `_`."""
-    return re.sub(r"[^\w.,@+=-]", "_", name)
+    name = re.sub(r"[^\w.,@+=-]", "_", name)
+    return name if name.strip(".") else "_" * max(len(name), 1)
 
 
 def check_free(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -193,13 +197,14 @@ def _read(path: Path, *, arrays: bool = True) -> tuple[dict[str, str], dict[str,
     from safetensors import safe_open
 
     try:
-        path.open("rb").close()  # safetensors' own words for what the system says are poor
+        file_size(path)  # safetensors' own words for what the system says are poor
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{str(path)!r} cannot be read: {why}") from None
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys()) if arrays else []
+            known = ("mask/", "score/", "offset/", "direction")
+            names = [name for name in file.keys() if arrays and name.startswith(known)]  # noqa: SIM118
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except Exception as error:  # a broken file may raise anything
         raise InputError(f"{str(path)!r} is no circuit file: {str(error).partition(chr(10))[0]}") from None
@@ -212,15 +217,15 @@ def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
         ValueError: it has not; the message is the end of a sentence.
     """
 
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"its manifest holds {constant}")
-
     if KEY not in metadata:
         raise ValueError(f"it has no metadata {KEY!r}")
-    manifest = json.loads(metadata[KEY], parse_constant=refuse)
+    try:
+        manifest = parse_json(metadata[KEY])
+    except ValueError as error:
+        raise ValueError(f"its manifest is no JSON that is read: {error}") from None
     if not isinstance(manifest, dict) or manifest.pop("format", None) != FORMAT:
         raise ValueError(f"its manifest is not of format {FORMAT}")
-    _check_types(manifest, TYPES, "")
+    check_types(manifest, TYPES)
     if not all(type(name) is str for name in manifest["layers"]):
         raise ValueError("its manifest has 'layers' that are not names")
     if (manifest["keep"] is None) == (manifest["kernels"] is None):
@@ -230,17 +235,18 @@ def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
     return manifest
 
 
-def _check_types(values: Any, types: Mapping[str, Any], where: str) -> None:
+def check_types(values: Any, types: Mapping[str, Any], where: str = "") -> None:
+    """Raise a ValueError if something in a manifest is missing or of the wrong type, or a number beyond measure."""
     for key, expected in types.items():
         if not isinstance(values, dict) or (key not in values and key not in EITHER):
             raise ValueError(f"its manifest has no {where}{key}")
         value = values.get(key)
         if isinstance(expected, Mapping):
             if key in values:
-                _check_types(value, expected, f"{key}.")
+                check_types(value, expected, f"{key}.")
         elif key in values and not any(value is None if kind is None else type(value) is kind for kind in expected):
             raise ValueError(f"its manifest has {where}{key} of the wrong type, {type(value).__name__}")
-        elif isinstance(value, float) and not math.isfinite(value):
+        elif isinstance(value, int | float) and not -(2**63) < value < 2**63:
             raise ValueError(f"its manifest has {where}{key} = {value}")
 
 
@@ -255,8 +261,8 @@ def _circuit(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> C
         if mask.dtype != bool or mask.ndim != 2 or (mask.view(np.uint8) > 1).any():
             raise ValueError(f"its mask of {name!r} is not bool of shape (O, I)")
     scores = {name: arrays[f"score/{name}"].T for name in layers if f"score/{name}" in arrays}
-    if any(s.dtype != np.float32 or s.shape != masks[name].shape for name, s in scores.items()):
-        raise ValueError("its scores are not float32 of the masks' shapes")
+    if any(s.dtype != np.float32 or s.shape != masks[n].shape or not np.isfinite(s).all() for n, s in scores.items()):
+        raise ValueError("its scores are not finite float32 of the masks' shapes")
     offsets = {name: arrays[f"offset/{name}"] for name in layers if f"offset/{name}" in arrays}
     if any(
         a.dtype != np.float32 or a.shape != masks[n].shape[1:] or not np.isfinite(a).all() for n, a in offsets.items()

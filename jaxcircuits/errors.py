@@ -3,9 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+from weights_conversion.errors import sentence
+
 
 class InputError(ValueError):
     """Input that cannot be used. Its message is one sentence; the command line prints it and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 def nearest(name: str, known: Iterable[str], *, shown: int = 4) -> str:

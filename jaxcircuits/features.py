@@ -16,6 +16,7 @@ from jax import Array
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.layers import Layer
 from weights_conversion.errors import reason
+from weights_conversion.guards import check_array, file_size
 
 OBJECTIVES = ("abs", "sum", "max")
 NUMBER = "([0-9]{1,18})"
@@ -247,13 +248,15 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
 
 def _directions(file: str) -> np.ndarray:
     try:
+        size = file_size(file)
         with open(file, "rb") as content:  # not np.load, which opens archives as well
+            check_array(content, size)
             directions = np.lib.format.read_array(content, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"there is no file {file!r}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file!r} is no .npy file of numbers: {reason(error)}") from None
-    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2):
+    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2) or not directions.size:
         raise InputError(
             f"{file!r} holds {directions.dtype} of shape {directions.shape}; expected numbers of shape (C,) or (F, C)"
         )

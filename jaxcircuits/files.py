@@ -22,7 +22,9 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with folder(path.parent):
             try:
-                beside.write_bytes(content)
+                beside.unlink(missing_ok=True)
+                with beside.open("xb") as file:  # whatever a link of that name leads to is left alone
+                    file.write(content)
                 beside.replace(path)
             except BaseException:
                 with contextlib.suppress(OSError):

@@ -32,6 +32,7 @@ from weights_conversion import (
     to_torch,
 )
 
+MOST_PIXELS = 4096  # height and width that a checkpoint may ask images to be resized to
 _SEEN = ("input_size", "resize_size", "mean", "std")  # what a checkpoint's manifest says of the images
 
 
@@ -52,6 +53,8 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_i
         InputError: no such architecture, no such weights, weights of another network, or no such option.
     """
     _check_name(name)
+    if "\0" in str(weights):
+        raise InputError(f"weights are {str(weights)!r}; a path holds no null character")
     if transform_input is not None and not hasattr(ARCHITECTURES[name](), "transform_input"):
         able = [n for n, make in ARCHITECTURES.items() if hasattr(make(), "transform_input")]
         raise InputError(f"{name!r} cannot transform its input; only {listed(able)} can")
@@ -66,14 +69,13 @@ def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> M
     extras, missing, seen, transformed = {}, (), {}, False
     word, _, number = weights.partition(":")
     if word == "random":
-        if number and not number.isdecimal():
+        if number and not re.fullmatch("[0-9]{1,18}", number):
             raise InputError(f"weights are {weights!r}; expected random or random:SEED")
         weights = f"random:{int(number or seed)}"  # what is recorded is enough to draw them again
         variables = _random(name, int(number or seed))
     elif is_checkpoint(path := os.path.expanduser(weights)):
         variables, extras, manifest = load_checkpoint(path)
-        seen = {key: manifest[key] for key in _SEEN if key in manifest}
-        transformed = manifest.get("transform_input", False)
+        seen, transformed = _recorded(path, manifest)
         if manifest.get("model") != name:
             raise InputError(f"{weights!r} holds weights of {manifest.get('model')!r}, not of {name!r}")
         missing = tuple(manifest["missing"])
@@ -92,6 +94,22 @@ def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> M
     seen = {**SEEN.get(name, {}), **seen}
     seen |= {key: tuple(seen[key]) for key in ("mean", "std") if key in seen}
     return Model(module, variables, name=name, weights=weights, extras=extras, missing=missing, **seen)
+
+
+def _recorded(path: str, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What a checkpoint's manifest says of the images, and whether the network normalises them again."""
+    seen, transformed = {key: manifest[key] for key in _SEEN if key in manifest}, manifest.get("transform_input", False)
+    for key, value in seen.items():
+        if key in ("mean", "std"):
+            wrong = not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value)
+            wrong = wrong or not all(abs(v) <= 1e6 and (key == "mean" or v > 0) for v in value)
+        else:
+            wrong = type(value) is not int or not 1 <= value <= MOST_PIXELS
+        if wrong:
+            raise InputError(f"the checkpoint {path!r} has {key} {value!r} in its manifest")
+    if not isinstance(transformed, bool):
+        raise InputError(f"the checkpoint {path!r} has transform_input {transformed!r} in its manifest")
+    return seen, transformed
 
 
 def _check_name(name: str) -> None:

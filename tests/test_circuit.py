@@ -236,7 +236,7 @@ def test_wrong_manifests(changes, why, tmp_path):
     ("text", "why"),
     [
         ("", "Expecting value"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
         ("[1]", "not of format"),
         (json.dumps({"format": 1} | MANIFEST).replace("0.05", "NaN"), "holds NaN"),
         (json.dumps({"format": 1} | MANIFEST).replace("0.05", "1e999"), "keep = inf"),
@@ -258,8 +258,12 @@ def test_wrong_json(text, why, tmp_path):
         (TENSORS | {"mask/features.0": np.ones((3, 2), np.uint8)}, "not bool of shape"),
         (TENSORS | {"mask/features.0": np.ones((3, 2, 1), bool)}, "not bool of shape"),
         (TENSORS | {"mask/features.0": np.full((3, 2), 7, np.uint8).view(bool)}, "not bool of shape"),
-        (TENSORS | {"score/features.0": np.ones((3, 2), np.float64)}, "not float32 of the masks' shapes"),
-        (TENSORS | {"score/features.0": np.ones((2, 3), np.float32)}, "not float32 of the masks' shapes"),
+        (TENSORS | {"score/features.0": np.ones((3, 2), np.float64)}, "not finite float32 of the masks' shapes"),
+        (TENSORS | {"score/features.0": np.ones((2, 3), np.float32)}, "not finite float32 of the masks' shapes"),
+        (
+            TENSORS | {"score/features.0": np.full((3, 2), np.nan, np.float32)},
+            "not finite float32 of the masks' shapes",
+        ),
         (TENSORS | {"direction": DIRECTION}, "neither a channel nor a direction"),
         (TENSORS | {"offset/features.0": OFFSETS["features.0"]}, "not an offset for each mask"),
         (TENSORS | {"offset/features.0": DIRECTION}, "offsets are not finite float32 of shape"),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from weights_conversion.errors import ConversionError, reason
+from weights_conversion.guards import check_folder, read_json
 from weights_conversion.rules import StateDict, Variables, digest, to_flax, to_torch
 
 FORMAT = "jaxcircuits weights 1"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
+MOST_WEIGHTS = 2**30  # of a checkpoint, which may claim any number; torchvision's largest network has 0.65 * 10^9
 
 
 def is_checkpoint(directory: str | Path) -> bool:
@@ -118,7 +121,7 @@ def load_checkpoint(
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = read_json(directory / MANIFEST)
     except OSError as err:
         raise ConversionError(f"{directory} is no checkpoint: cannot read its {MANIFEST}: {reason(err)}") from None
     except ValueError:
@@ -126,6 +129,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise ConversionError(f"{directory} is no checkpoint: its {MANIFEST} has format {found!r}, expected {FORMAT!r}")
+    missing = manifest.get("missing")
+    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
+        raise ConversionError(f"the checkpoint {directory} is broken: its {MANIFEST} lists no names that are missing")
     return manifest
 
 
@@ -133,9 +139,23 @@ def _restore(path: Path) -> Any:
     import jax
     import orbax.checkpoint as ocp
 
+    check_folder(path, 8 * MOST_WEIGHTS)
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise ValueError("orbax finds no weights in it")
+        _check_claims(jax.tree.leaves(metadata.tree))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
         return checkpointer.restore(path, restore_args=as_numpy)
+
+
+def _check_claims(leaves: list[Any]) -> None:
+    """Raise a ValueError if arrays are said to be larger than any network's: what is in no file would be zeros."""
+    total = 0
+    for leaf in leaves:
+        shape, chunk = tuple(leaf.shape), leaf.storage.chunk_shape if leaf.storage else None
+        total += math.prod(shape)
+        if len(shape) > 8 or any(part > max(whole, 1) for part, whole in zip(chunk or (), shape, strict=False)):
+            raise ValueError(f"an array of shape {shape} is stored in pieces of {chunk}")
+    if total > MOST_WEIGHTS:
+        raise ValueError(f"it claims to hold {total} numbers, more than {MOST_WEIGHTS}")

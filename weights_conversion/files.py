@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from weights_conversion.errors import ConversionError, reason
+from weights_conversion.guards import check_torch_file, file_size
 from weights_conversion.rules import StateDict
 
 Reader = Callable[[Path], StateDict]
@@ -22,6 +23,10 @@ NESTS = ("state_dict", "model_state_dict", "model")
 
 PREFIXES = ("module.", "_orig_mod.")
 """What nn.DataParallel and torch.compile put before every name."""
+
+MOST_TIMES = 16
+"""So many times as large as its file a state dict may be in memory: eight-bit numbers that become float32, shared by
+several names, but no views that repeat one number for ever."""
 
 
 def read_file(path: str | Path) -> StateDict:
@@ -37,7 +42,7 @@ def read_file(path: str | Path) -> StateDict:
     path = Path(path)
     read, _ = _format(path)
     try:
-        path.open("rb").close()
+        file_size(path)
     except (OSError, ValueError) as err:
         raise ConversionError(f"cannot read {path}: {reason(err)}") from None
     state = _without_prefixes(read(path))
@@ -57,7 +62,9 @@ def write_state(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
     content = encoded(state)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(content)
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # whatever a link of that name leads to is left alone
+            file.write(content)
         beside.replace(path)
     except OSError as err:
         raise ConversionError(f"cannot write {path}: {reason(err)}") from None
@@ -75,6 +82,7 @@ def _format(path: Path) -> tuple[Reader, Writer]:
 def _read_torch(path: Path) -> StateDict:
     torch = _torch(f"reading {path}")
     try:
+        size = check_torch_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -88,9 +96,11 @@ def _read_torch(path: Path) -> StateDict:
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if others:
         raise ConversionError(f"{path} holds entries that are not tensors by name: {', '.join(others)}")
+    if sum(tensor.numel() * max(4, tensor.element_size()) for tensor in content.values()) > MOST_TIMES * size:
+        raise ConversionError(f"{path} claims to hold far more numbers than a file of {size} bytes can")
     try:
         return {key: _from_tensor(tensor) for key, tensor in content.items()}
-    except (RuntimeError, TypeError) as err:  # sparse, quantized and the like
+    except Exception as err:  # sparse, quantized and the like; or with attributes that hide the tensor's own
         raise ConversionError(f"{path} holds a tensor that NumPy cannot ({reason(err)})") from None
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxcircuits.atlas.store import COMPARED, FORMAT, MANIFEST, SCORES, Group, Plan, described, read
+from jaxcircuits.atlas.checking import SCORES
+from jaxcircuits.atlas.store import COMPARED, FORMAT, MANIFEST, Group, Plan, described, read
 from jaxcircuits.chunks import sizes
 from jaxcircuits.criteria import BASELINES
 from jaxcircuits.data import count, image_shape

@@ -104,7 +104,8 @@ def _prepare(plan: Plan, root: Path, stack: contextlib.ExitStack) -> None:
 def _clear(root: Path) -> None:
     """Remove what processes that were killed have begun to write."""
     for unfinished in root.glob("*/.*.part"):
-        unfinished.unlink(missing_ok=True)
+        if not unfinished.parent.is_symlink():
+            unfinished.unlink(missing_ok=True)
 
 
 def _to_be_made(plan: Plan, root: Path, which: ChunkId) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def held(root: Path) -> Iterator[None]:
     filelock = needed("filelock")
     lock = filelock.FileLock(root / NAME, timeout=0)
     try:
+        if (root / NAME).is_symlink():  # to lock is to empty the file
+            raise OSError(errno.ELOOP, "it is a link")
         lock.acquire()
     except filelock.Timeout:
         raise InputError(f"another process is at work on the atlas in {str(root)!r}; one at a time") from None

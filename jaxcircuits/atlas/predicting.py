@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jaxcircuits.atlas.store import SCORES, ChunkId, Group, Plan
+from jaxcircuits.atlas.checking import SCORES
+from jaxcircuits.atlas.store import ChunkId, Group, Plan
 from jaxcircuits.atlas.work import Work
 from jaxcircuits.costs import Cost, measured
 from jaxcircuits.criteria import STEPS

@@ -183,7 +183,8 @@ class Atlas:
         one, other = ({n: bits[f, k] for n, bits in self.chunk(w).masks.items()} for w, f in map(self.find, (a, b)))
         shared, size = against(one, {n: bits[None] for n, bits in other.items()})
         own = sum(int(np.bitwise_count(bits).sum()) for bits in one.values())
-        return float(shared[0] / (own + size[0] - shared[0]))
+        either = int(own + size[0] - shared[0])
+        return int(shared[0]) / either if either else float("nan")
 
     def iou_matrix(
         self, layer: str | None = None, *, keep: float | None = None, kernels: int | None = None

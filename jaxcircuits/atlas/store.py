@@ -20,14 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcircuits.atlas.checking import NUMBERS, about, check_arrays, check_manifest, expected, most_bytes
 from jaxcircuits.circuit import KEY
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import write_whole
+from weights_conversion.errors import reason
+from weights_conversion.guards import MOST_JSON, file_size, read_json
 
 FORMAT = 1
 MANIFEST, TABLE = "atlas.json", "table.parquet"
-SCORES = {"float16": np.float16, "float32": np.float32}
+MOST_RECORD = 1000  # bytes
 
 # What differs when another question is asked; words of the sentence that refuses it.
 COMPARED = (
@@ -98,8 +101,15 @@ class Plan:
 
 
 def written(plan: Plan) -> bytes:
-    """`atlas.json`."""
-    return (json.dumps(plan.manifest, indent=1, allow_nan=False) + "\n").encode()
+    """`atlas.json`.
+
+    Raises:
+        InputError: it would be too long to be read again.
+    """
+    text = (json.dumps(plan.manifest, indent=1, allow_nan=False) + "\n").encode()
+    if len(text) > MOST_JSON:
+        raise InputError(f"the atlas's {MANIFEST} would have {len(text)} bytes, more than {MOST_JSON}; ask for less")
+    return text
 
 
 def read(root: Path) -> Plan:
@@ -110,7 +120,7 @@ def read(root: Path) -> Plan:
     """
     path = root / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise InputError(f"there is no atlas in {str(root)!r}: it has no {MANIFEST}") from None
     except OSError as error:
@@ -121,9 +131,13 @@ def read(root: Path) -> Plan:
     if found != FORMAT:
         raise InputError(f"{str(root)!r} is an atlas of format {found!r}; this version reads format {FORMAT}")
     try:
-        return Plan(manifest, tuple(map(_group, manifest["groups"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is broken: {error!r}") from None
+        check_manifest(manifest)
+        plan = Plan(manifest, tuple(map(_group, manifest["groups"])))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{str(path)!r} is broken: {error}") from None
+    if links := [group.folder for group in plan.groups if (root / group.folder).is_symlink()]:
+        raise InputError(f"{str(root / links[0])!r} is a link; an atlas is read and written in its own directory only")
+    return plan
 
 
 def described(group: Group) -> dict[str, Any]:
@@ -186,9 +200,6 @@ class Chunk(NamedTuple):
     about: dict[str, Any]
 
 
-NUMBERS = {"relevant": np.int32, "kept": np.int32, "effective": np.int32, "correlation": np.float64}
-
-
 def write_chunk(plan: Plan, root: Path, which: ChunkId, chunk: Chunk) -> int:
     """Write a chunk, then its record; the number of bytes.
 
@@ -200,8 +211,8 @@ def write_chunk(plan: Plan, root: Path, which: ChunkId, chunk: Chunk) -> int:
     tensors = {f"mask/{name}": np.ascontiguousarray(bits) for name, bits in chunk.masks.items()}
     tensors |= {name: np.ascontiguousarray(getattr(chunk, name), kind) for name, kind in NUMBERS.items()}
     tensors |= {name: np.ascontiguousarray(array) for name, array in chunk.more.items()}
-    about = {"format": FORMAT, "question": plan.question, "labels": list(plan.features(which).labels), **chunk.about}
-    content = save(tensors, {KEY: json.dumps(about, sort_keys=True)})
+    said = {"format": FORMAT, "question": plan.question, "labels": list(plan.features(which).labels), **chunk.about}
+    content = save(tensors, {KEY: json.dumps(said, sort_keys=True)})
     path = plan.path(root, which)
     record = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     record_path(path).unlink(missing_ok=True)  # of a chunk that is made again
@@ -233,42 +244,48 @@ def read_chunk(plan: Plan, root: Path, which: ChunkId) -> Chunk:
 
     try:
         content = _whole(plan, root, which)
-        arrays = load(content)
-        about = _about(content)
+        arrays, said, shapes = load(content), about(content), plan.groups[which.group].shapes
+        check_arrays(arrays, _expected(plan, which), shapes, said)
     except Exception as error:  # a broken file may raise anything
         what = str(error).partition("\n")[0]
         again = "the command that made the atlas makes it again"
         raise InputError(f"the chunk {str(plan.path(root, which))!r} is {what}; {again}") from None
     numbers = {name: arrays.pop(name) for name in NUMBERS}
-    masks = {name: arrays.pop(f"mask/{name}") for name in plan.groups[which.group].layers}
-    return Chunk(masks, **numbers, more=arrays, about={key: about[key] for key in ("sparse", "versions")})
+    masks = {name: arrays.pop(f"mask/{name}") for name in shapes}
+    return Chunk(masks, **numbers, more=arrays, about={key: said[key] for key in ("sparse", "versions")})
+
+
+def _expected(plan: Plan, which: ChunkId):
+    return expected(plan.manifest, plan.groups[which.group].shapes, len(plan.features(which)))
 
 
 def _whole(plan: Plan, root: Path, which: ChunkId) -> bytes:
     """A chunk's content; a ValueError says "missing" or "corrupt (why)"."""
-    path = plan.path(root, which)
+    path, labels = plan.path(root, which), plan.features(which).labels
     try:
-        record = json.loads(record_path(path).read_bytes())
-        content = path.read_bytes()
+        record = read_json(record_path(path), MOST_RECORD)
     except FileNotFoundError:
         raise ValueError("missing") from None
     except OSError as error:
         raise ValueError(f"unreadable ({error.strerror})") from None
     except ValueError:
         raise ValueError("corrupt (its record is no JSON)") from None
-    if not isinstance(record, dict) or len(content) != record.get("bytes"):
-        raise ValueError("corrupt (its size is not that of its record)")
+    try:
+        size = file_size(path)
+        if not isinstance(record, dict) or size != record.get("bytes"):
+            raise ValueError("corrupt (its size is not that of its record)")
+        if size > most_bytes(_expected(plan, which), labels):
+            raise ValueError("corrupt (it is larger than what it is to hold)")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError("missing") from None
+    except (OSError, MemoryError) as error:
+        raise ValueError(f"unreadable ({reason(error)})") from None
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
         raise ValueError("corrupt (its checksum is not that of its record)")
-    about = _about(content)
-    if about.get("question") != plan.question:
+    said = about(content)
+    if said.get("question") != plan.question:
         raise ValueError(f"of another atlas, or {MANIFEST} was changed")
-    if about.get("labels") != list(plan.features(which).labels):
+    if said.get("labels") != list(labels):
         raise ValueError("a chunk of other features")
     return content
-
-
-def _about(content: bytes) -> dict[str, Any]:
-    """A safetensors file's metadata: its header is JSON behind eight bytes that say how long it is."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return json.loads(header["__metadata__"][KEY])

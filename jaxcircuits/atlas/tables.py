@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxcircuits.atlas.checking import MOST_ABOUT
 from jaxcircuits.atlas.store import TABLE, Chunk, ChunkId, Plan, read_chunk
 from jaxcircuits.circuit import finite
 from jaxcircuits.files import write_whole
+from weights_conversion.guards import file_size
+
+MOST_TIMES = 4  # so much larger than in memory a table may be on disk
 
 
 def _table(plan: Plan, root: Path, group: int):
@@ -46,11 +50,25 @@ def check_table(plan: Plan, root: Path, group: int) -> str | None:
     path = root / plan.groups[group].folder / TABLE
     if not path.exists():
         return "missing"
+    wanted, differs = _table(plan, root, group), "corrupt (it does not say what the chunks say)"
     try:
-        found = parquet.read_table(io.BytesIO(path.read_bytes()))
+        if file_size(path) > MOST_TIMES * wanted.nbytes + MOST_ABOUT:
+            return differs
+        content = path.read_bytes()
+        if not _modest(parquet.read_metadata(io.BytesIO(content)), wanted):
+            return differs
+        found = parquet.read_table(io.BytesIO(content))
     except Exception as error:  # a broken file may raise anything
         return f"corrupt ({str(error).partition(chr(10))[0]})"
-    return None if found.equals(_table(plan, root, group)) else "corrupt (it does not say what the chunks say)"
+    return None if found.equals(wanted) else differs
+
+
+def _modest(about: Any, wanted: Any) -> bool:
+    """Whether a file of Parquet unpacks to no more than the table that it should be: it says how many rows it has, and
+    Snappy, unlike other ways to compress, makes nothing more than some twenty times as small."""
+    columns = [about.row_group(g).column(c) for g in range(about.num_row_groups) for c in range(about.num_columns)]
+    same = about.num_rows == wanted.num_rows and about.num_columns == wanted.num_columns
+    return same and all(column.compression in ("SNAPPY", "UNCOMPRESSED") for column in columns)
 
 
 def rows(plan: Plan, root: Path, group: int) -> Iterator[dict[str, Any]]:

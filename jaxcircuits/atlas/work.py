@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxcircuits.ablation import mean_contributions
-from jaxcircuits.atlas.store import SCORES, Chunk, ChunkId, Plan, packed
+from jaxcircuits.atlas.checking import SCORES
+from jaxcircuits.atlas.store import Chunk, ChunkId, Plan, packed
 from jaxcircuits.chunks import chunk_at
 from jaxcircuits.criteria import BASELINES, STEPS
 from jaxcircuits.data import count

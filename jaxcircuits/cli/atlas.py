@@ -12,6 +12,7 @@ import click
 from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import KEEPS, Done, begun, question
+from jaxcircuits.atlas.checking import SCORES
 from jaxcircuits.atlas.predicting import Prediction, effort, predict
 from jaxcircuits.atlas.store import ChunkId, Plan
 from jaxcircuits.atlas.verifying import verify
@@ -41,7 +42,7 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 @click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
 @click.option("--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True)
 @options(common.STEPS)
-@click.option("--scores", type=click.Choice(list(store.SCORES)), help="Store the scores as well.")
+@click.option("--scores", type=click.Choice(list(SCORES)), help="Store the scores as well.")
 @options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--out", type=click.Path(path_type=Path), help="A directory.  [default: atlases/MODEL.CRITERION]")
 @click.option("--dask", metavar="ADDRESS", help="Share chunks out to the workers of a Dask cluster (extra `cluster`).")

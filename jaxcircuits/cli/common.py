@@ -68,6 +68,7 @@ class Group(click.Group):
 def _settled() -> Iterator[None]:
     """What only the command line may decide: how warnings look, and where compiled programs are kept."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of errors that it raises, too
+    sys.unraisablehook = _unraisable
     for stream in (sys.stdout, sys.stderr):  # names of files and pictures may be anything
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -80,6 +81,13 @@ def _settled() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it is only for speed
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         yield
+
+
+def _unraisable(told: Any) -> None:
+    """What Python says of errors that nobody can catch: nothing of the arrays that orbax was still reading when another
+    one turned out to be broken."""
+    if not (isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(told.exc_value)):
+        sys.__unraisablehook__(told)
 
 
 def not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:

@@ -11,6 +11,7 @@ import click
 
 from jaxcircuits import plots
 from jaxcircuits.atlas.reading import Atlas
+from jaxcircuits.circuit import finite, tame
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, one_sentence, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
@@ -62,7 +63,7 @@ def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
 def circuit(atlas: Atlas, feature: str, keep, kernels, out: Path, force, as_json, quiet) -> None:
     """Write the circuit of FEATURE (features.3:17) to a file, as `extract` would."""
     screen, found = Screen(quiet, as_json), atlas.circuit(feature, keep=keep, kernels=kernels)
-    path = out / atlas.manifest["model"] / f"{found.stem}.safetensors"
+    path = out / tame(atlas.manifest["model"]) / f"{found.stem}.safetensors"
     found.save(path, force=force)
     screen.say(str(path))
     screen.json({"circuit": str(path), **found.manifest})
@@ -116,7 +117,7 @@ def iou(atlas: Atlas, a: str, b: str, keep, kernels, as_json, quiet) -> None:
     """Intersection over union of the circuits of two FEATUREs."""
     screen, value = Screen(quiet, as_json), atlas.iou(a, b, keep=keep, kernels=kernels)
     screen.say(f"{value:.4f}")
-    screen.json({"features": [a, b], "iou": value})
+    screen.json({"features": [a, b], "iou": finite(value)})
 
 
 @query.command("matrix", short_help="The overlaps of all circuits of a layer, or of all.")

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from weights_conversion.errors import printable
+
 
 @dataclass(frozen=True)
 class Screen:
@@ -25,7 +27,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         if not (self.quiet or self.as_json):
-            click.echo(text)
+            click.echo("\n".join(map(printable, text.split("\n"))))
 
     def json(self, document: dict[str, Any]) -> None:
         if self.as_json:
@@ -90,4 +92,4 @@ def _cell(value: Any, column: str) -> str:
         return "constant"
     if isinstance(value, float):
         return f"{value:g}" if column == "keep" else f"{value:.3f}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    return printable(str(value))

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxcircuits.data.images import Pictures, reason
 from jaxcircuits.errors import InputError
+from weights_conversion.guards import check_npz, file_size
 
 
 def from_array(array: np.ndarray, what: str, stem: str) -> Pictures:
@@ -28,11 +29,13 @@ def loaded(path: Path) -> np.ndarray:
         InputError: if there is none, or if it is pickled: a pickle could run any program.
     """
     try:
+        file_size(path)
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
             return content
         with content as archive:
             if "images" in archive:
+                check_npz(path, "images")
                 return archive["images"]
             keys = ", ".join(map(repr, archive)) or "nothing"
     except Exception as error:  # ValueError, EOFError, BadZipFile, zlib.error, ...

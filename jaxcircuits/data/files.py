@@ -12,12 +12,14 @@ from jaxcircuits.data.ahead import THREADS
 from jaxcircuits.data.arrays import from_array, loaded
 from jaxcircuits.data.images import Pictures
 from jaxcircuits.errors import InputError, nearest
+from weights_conversion.guards import file_size
 
 BILINEAR = Image.Resampling.BILINEAR
 
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Pillow goes by a file's content, not by its name: what is only called .png must not reach, say, Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_SCANS = 100  # a progressive JPEG has about ten; a hundred bytes of a scan may take as long as a whole picture
 _LONGEST = 1000  # a strip of 1 x 100,000 pixels, its shorter side resized to 256, would take gigabytes
 
 
@@ -59,6 +61,7 @@ def opened(path: Path) -> Image.Image:
     Raises:
         Exception: whatever Pillow raises, for pictures too large as well.
     """
+    file_size(path)  # a pipe of that name would be waited for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,9 +69,12 @@ def opened(path: Path) -> Image.Image:
             picture = Image.open(path, formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise ValueError("not a picture of a known format") from error
-    if max(picture.size) > _LONGEST * min(picture.size):
+    if not min(picture.size) or max(picture.size) > _LONGEST * min(picture.size):
         picture.close()
         raise ValueError("{} x {} is more than {} times as long as wide".format(*picture.size, _LONGEST))
+    if "progressive" in picture.info and path.read_bytes().count(b"\xff\xda") > _SCANS:
+        picture.close()
+        raise ValueError(f"a JPEG of more than {_SCANS} scans")
     return picture
 
 

@@ -23,6 +23,8 @@ def from_tfds(source: str, fit: Callable[[Image.Image], np.ndarray]) -> Pictures
     if not match:
         raise InputError(f"{source!r} names no data set; expected tfds:NAME or tfds:NAME:SPLIT")
     name, split = match.groups()
+    if not re.fullmatch(r"[\w./:*-]+", name):  # tfds takes options in a name, a directory among them
+        raise InputError(f"{name!r} is no name of a data set; expected letters, digits, and / before a configuration")
     splits = _splits(name)
     split = split or next((s for s in ("test", "validation", "train") if s in splits), next(iter(splits)))
     try:

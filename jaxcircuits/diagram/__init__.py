@@ -25,6 +25,7 @@ from jaxcircuits.diagram.pictures import COUNT, MADE, check_kind, node_pictures
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import write_whole
 from jaxcircuits.model import Model
+from weights_conversion.errors import printable
 
 FORMATS = ("html", "svg", "png", "pdf", "graphml", "json")
 
@@ -59,6 +60,7 @@ class Diagram:
             return page(self.contents, self.circuit).encode()
         if kind in ("svg", "png", "pdf"):
             title = f"{self.circuit.manifest['model']} {feature_label(self.circuit.manifest)}: {summary(self.circuit)}"
+            title = printable(title)  # XML has no control characters
             return figure(self.graph, self.columns, self.order, self.pictures, title=title, kind=kind)
         if kind not in FORMATS:
             raise InputError(f"a diagram cannot be written as {kind!r}; expected one of {', '.join(FORMATS)}")

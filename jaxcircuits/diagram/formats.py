@@ -9,6 +9,7 @@ from typing import Any
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.diagram.graph import Graph
 from jaxcircuits.errors import InputError
+from weights_conversion.errors import printable
 
 
 def graphml(graph: Graph, circuit: Circuit) -> bytes:
@@ -32,7 +33,7 @@ def as_networkx(graph: Graph, circuit: Circuit, *, weights: bool = False) -> Any
         InputError: networkx is not installed.
     """
     flow = graph.within(min(graph.kept, graph.most))
-    found = _networkx().MultiDiGraph(model=circuit.manifest["model"], feature=_name(graph, graph.feature))
+    found = _networkx().MultiDiGraph(model=printable(circuit.manifest["model"]), feature=_name(graph, graph.feature))
     for node, (block, channel) in enumerate(graph.nodes):
         if flow.nodes[node]:
             name, kind, _ = graph.blocks[block]

@@ -23,6 +23,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import types
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from PIL import Image
 from jaxcircuits.errors import InputError
 
 ROOM = "jaxcircuits.pages"
+MOST_LINES, MOST_LETTERS = 1000, 5000  # of a table
 KINDS = {"png": {"optimize": True}, "jpeg": {"quality": 82}, "webp": {"quality": 78, "method": 4}}
 
 
@@ -73,7 +75,8 @@ def render(
         "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {sources}",
         "data": inert(data),
     }
-    return _environment(package).get_template(template).render(**given, **values)
+    page = _environment(package).get_template(template).render(**given, **values)
+    return page.encode("utf-8", "backslashreplace").decode()  # halves of pairs stand for bytes in names of files
 
 
 def data_uri(image: np.ndarray, *, kind: str = "webp") -> str:
@@ -129,13 +132,20 @@ def _text(places: Sequence[str], name: str) -> str:
 
 
 def table(rows: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A nested mapping, such as a manifest, as lines of dotted names and values."""
+    """A nested mapping, such as a manifest, as lines of dotted names and values; the first of very many, and what is
+    very long is cut."""
     lines = []
-    for name, value in rows.items():
+    for name, value in itertools.islice(rows.items(), MOST_LINES):
+        name = name[:MOST_LETTERS]
         if isinstance(value, Mapping):
             lines += [(f"{name}.{inner}", text) for inner, text in table(value)]
         elif isinstance(value, list | tuple):
-            lines.append((name, ", ".join(map(str, value))))
+            lines.append((name, ", ".join(_cut(part) for part in value[:MOST_LETTERS])))
         else:
             lines.append((name, "" if value is None else str(value)))
-    return lines
+    return [(name, _cut(text)) for name, text in lines[:MOST_LINES]]
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
