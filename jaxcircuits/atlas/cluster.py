@@ -17,7 +17,6 @@ import jax
 
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import Done, Engine, written
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.predicting import effort
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
@@ -25,6 +24,7 @@ from jaxcircuits.data import Images, count, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.loading import load
 from jaxcircuits.models import ARCHITECTURES
+from jaxcircuits.packages import needed
 
 SECONDS = 30  # until a scheduler that does not answer is given up
 
@@ -55,7 +55,7 @@ def engine(address: str) -> Engine:
 
 
 def _on_cluster(address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress) -> Iterator[Done]:
-    distributed = needed("distributed", "cluster")
+    distributed = needed("distributed", "an atlas on a cluster")
     task = _task(work, root)
     each = count(work.images) * (1 + len(work.plan.amounts))
     efforts = effort(work)

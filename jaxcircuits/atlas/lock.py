@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.errors import InputError
+from jaxcircuits.packages import needed
 
 NAME = ".lock"
 
@@ -19,7 +19,7 @@ def held(root: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    filelock = needed("filelock")
+    filelock = needed("filelock", "an atlas")
     lock = filelock.FileLock(root / NAME, timeout=0)
     try:
         lock.acquire()

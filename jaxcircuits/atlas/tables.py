@@ -12,10 +12,11 @@ import numpy as np
 from jaxcircuits.atlas.store import TABLE, Chunk, ChunkId, Plan, read_chunk
 from jaxcircuits.circuit import finite
 from jaxcircuits.files import write_whole
+from jaxcircuits.packages import needed
 
 
 def _table(plan: Plan, root: Path, group: int):
-    import pyarrow as pa
+    pa = needed("pyarrow", "an atlas")
 
     text, real, whole = pa.string(), pa.float64(), pa.int32()
     kinds = {"feature": text, "keep": real, "kernels": whole, "relevant": whole, "kept": whole, "effective": whole}
@@ -28,7 +29,7 @@ def write_table(plan: Plan, root: Path, group: int) -> None:
     Raises:
         InputError: a chunk is missing or corrupt, or the table cannot be written.
     """
-    from pyarrow import parquet
+    parquet = needed("pyarrow.parquet", "an atlas")
 
     content = io.BytesIO()
     parquet.write_table(_table(plan, root, group), content)
@@ -41,7 +42,7 @@ def check_table(plan: Plan, root: Path, group: int) -> str | None:
     Raises:
         InputError: a chunk is missing or corrupt.
     """
-    from pyarrow import parquet
+    parquet = needed("pyarrow.parquet", "an atlas")
 
     path = root / plan.groups[group].folder / TABLE
     if not path.exists():
