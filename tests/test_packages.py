@@ -2,16 +2,19 @@
 jaxcircuits imports."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import packages, pages
+from jaxcircuits import cli, packages, pages
 from jaxcircuits.atlas.cluster import engine
 from jaxcircuits.subfeatures import clusters, trajectories
 from tests.test_subfeatures import planted, scored  # noqa: F401
@@ -150,3 +153,30 @@ print([name for name in jc.__all__ if inspect.ismodule(getattr(jc, name))])
 print(compare is sys.modules["jaxcircuits.compare"].compare)
 """
     assert fresh(program) == "[]\nTrue"
+
+
+def test_list_of_commands_is_cheap_and_complete():
+    """`--help` imports none of them; each is where the list says, and has that name."""
+    program = f"""
+import sys
+from click.testing import CliRunner
+from jaxcircuits.cli import main
+shown = CliRunner().invoke(main, ["--help"])
+print(sorted(m for m in sys.modules if m.startswith({("jax.", "flax", "numpy", *HEAVY)!r})))
+print(shown.output)
+"""
+    heavy, *lines = fresh(program).splitlines()
+    assert heavy == "[]"
+    listed = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :] if re.match("  [a-z]", line)]
+    rooms = {path.stem for path in Path(cli.__path__[0]).glob("*.py")}
+    found = {
+        command.name
+        for room in rooms
+        for command in vars(importlib.import_module(f"jaxcircuits.cli.{room}")).values()
+        if isinstance(command, click.Command)
+    }
+    within = {"circuit", "clusters", "iou", "matrix", "nearest", "shared", "statistics", "table", "users"}  # of query
+    assert listed == sorted(found - within - {"main"}) and within <= found
+    for name in listed:
+        command = cli.main.get_command(None, name)
+        assert command.name == name and command.short_help is None

@@ -38,7 +38,7 @@ MADE_OPTION = click.option(
 )  # fmt: skip
 
 
-@click.command("diagram", cls=Command, short_help="Draw circuit files: a page each, and SVG, PNG, PDF, GraphML, JSON.")
+@click.command("diagram", cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
 @click.option(
@@ -82,7 +82,7 @@ def draw(
     screen.json({"files": written})
 
 
-@click.command(cls=Command, short_help="Put what is known of circuit files on one page.")
+@click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
 @click.option("--atlas", type=click.Path(path_type=Path), help="Take circuits of this atlas, whose features are named.")

@@ -41,7 +41,7 @@ from jaxcircuits.subfeatures.parts import NULLS
 from jaxcircuits.subfeatures.trajectories import FEWEST, NEIGHBOURS
 
 
-@click.command(cls=Command, short_help="Find the circuits of groups of a feature's images, and map the images.")
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("feature")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
