@@ -41,7 +41,7 @@ def acts(small, scored, atlas, drawing, tmp_path):  # noqa: F811
     """What needs the module, as a user comes to it."""
     new = {"directory": tmp_path / "new", "keep": 0.2}
     return {
-        "distributed": lambda: next(engine("tcp://127.0.0.1:1")(None, atlas, [], None)),
+        "distributed": lambda: engine("tcp://127.0.0.1:1"),
         "filelock": lambda: jc.build_atlas(small.model, small.images, FEATURE, **new),
         "jinja2": lambda: drawing.to("html"),
         "networkx": lambda: drawing.to("json"),

@@ -50,12 +50,17 @@ class Task(NamedTuple):
 
 
 def engine(address: str) -> Engine:
-    """What makes chunks on the workers of the cluster whose scheduler has this address."""
-    return functools.partial(_on_cluster, address)
+    """What makes chunks on the workers of the cluster whose scheduler has this address.
+
+    Raises:
+        InputError: distributed is not installed.
+    """
+    return functools.partial(_on_cluster, needed("distributed", "an atlas on a cluster"), address)
 
 
-def _on_cluster(address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress) -> Iterator[Done]:
-    distributed = needed("distributed", "an atlas on a cluster")
+def _on_cluster(
+    distributed: Any, address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress
+) -> Iterator[Done]:
     task = _task(work, root)
     each = count(work.images) * (1 + len(work.plan.amounts))
     efforts = effort(work)

@@ -59,4 +59,4 @@ def _name(graph: Graph, node: int) -> str:
 
 
 def _networkx():
-    return needed("networkx", "GraphML or JSON")
+    return needed("networkx", "a graph")
