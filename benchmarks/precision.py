@@ -1,10 +1,10 @@
 """`python -m benchmarks.precision`: what arithmetic and the way of computing do to scores and masks.
 
 `measure` takes features of the pretrained AlexNet and the photographs that come along, and compares with float64:
-jaxcircuits as it is, in several ways of dividing the work, each in a process of its own; and the plain program below
-with the operands of every product rounded to TensorFloat-32 and bfloat16, which is what a GPU does with them. That is
-emulated: products of such operands are exact in float32, in which they are summed. `table` writes docs/numbers.md's
-tables from the JSON.
+jaxcircuits as it is, in several ways of dividing the work, each in a process of its own; and a plain program
+(arithmetic.py) with the operands of every product rounded to TensorFloat-32 and bfloat16, as a GPU rounds them. That
+is emulated: products of such operands are exact in float32, in which they are summed. `table` writes the tables of
+docs/numbers.md from the JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ import click
 import numpy as np
 
 import jaxcircuits as jc
+from benchmarks.arithmetic import ARITHMETIC, Scores, plain
 from benchmarks.measure import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/precision-cpu.json"
-FEATURES = {"features.6": (56, 100, 8, 161, 200, 250, 300, 383), "features.10": (9, 161, 0, 31, 62, 124, 186, 255)}
+FEATURES = {"features.6": (56, 100, 200, 300), "features.10": (9, 161, 62, 186)}
 CRITERIA = {
     "snip": {"criterion": "snip"},
     "whole set": {"criterion": "snip", "absolute": "whole_set"},
@@ -47,121 +48,6 @@ WAYS = {  # name -> options of `score`, or devices of an atlas; cores
     "four devices": ({"devices": 4}, None),
 }
 BLOCK = re.compile(r"<!-- precision: (?P<file>\S+) (?P<what>\w+) -->\n.*?<!-- /precision -->", re.DOTALL)
-
-Scores = dict[str, np.ndarray]  # {layer: (F, I, O)}
-Round = Callable[[np.ndarray], np.ndarray]
-
-
-def to_bits(mantissa: int) -> Round:
-    """Rounds float32 to so many explicit mantissa bits, to nearest, ties to even: TF32 has 10, bfloat16 7."""
-    drop = np.uint32(23 - mantissa)
-    half = np.uint32((1 << (23 - mantissa - 1)) - 1)
-
-    def rounded(array: np.ndarray) -> np.ndarray:
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-        return (((bits + half + ((bits >> drop) & np.uint32(1))) >> drop) << drop).view(np.float32)
-
-    return rounded
-
-
-# name -> type, and what happens to the operands of a product
-ARITHMETIC: dict[str, tuple[type, Round]] = {
-    "float64": (np.float64, lambda array: array),
-    "float32": (np.float32, lambda array: array),
-    "tf32": (np.float32, to_bits(10)),
-    "bfloat16": (np.float32, to_bits(7)),
-}
-
-
-class Convolution:
-    """One of AlexNet's, with the ReLU and the pooling before it, for one image; all of it is matrix products."""
-
-    def __init__(self, weight: np.ndarray, bias: np.ndarray, stride: int, padding: int, pooled: bool, rounded: Round):
-        self.outputs, self.inputs, self.size, _ = weight.shape
-        self.weight = weight.reshape(self.outputs, self.inputs, -1).transpose(1, 2, 0)  # (I, K, O)
-        self.bias, self.stride, self.padding, self.pooled, self.q = bias, stride, padding, pooled, rounded
-
-    def forward(self, x: np.ndarray, first: bool) -> np.ndarray:
-        """Maps x (I, H, W), before the ReLU unless they are pixels, to (O, H, W)."""
-        self.on = np.ones_like(x, bool) if first else x > 0
-        self.before = x.shape
-        x = x * self.on
-        if self.pooled:
-            windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))[:, ::2, ::2]
-            most = windows.reshape(*windows.shape[:3], 9).argmax(-1)
-            rows, columns = (2 * np.arange(n) for n in most.shape[1:])
-            self.won = (rows[:, None] + most // 3) * x.shape[2] + columns + most % 3  # (I, h, w) places in a map
-            x = np.take_along_axis(x.reshape(len(x), -1), self.won.reshape(len(x), -1), 1).reshape(most.shape)
-        self.shape = x.shape
-        x = np.pad(x, ((0, 0), *[(self.padding,) * 2] * 2))
-        windows = np.lib.stride_tricks.sliding_window_view(x, (self.size,) * 2, (1, 2))
-        windows = windows[:, :: self.stride, :: self.stride]
-        self.high, self.wide = windows.shape[1:3]
-        self.patches = np.ascontiguousarray(windows).reshape(self.inputs, -1, self.size**2)  # (I, P, K)
-        self.contributions = self.q(self.patches) @ self.q(self.weight)  # (I, P, O)
-        return (self.contributions.sum(0) + self.bias).T.reshape(self.outputs, self.high, self.wide)
-
-    def by_weight(self, g: np.ndarray) -> np.ndarray:
-        """w dL/dw (F, I, K, O) for g (F, P, O)."""
-        patches = self.q(self.patches).transpose(0, 2, 1).reshape(-1, g.shape[1])
-        products = patches @ self.q(g).transpose(1, 0, 2).reshape(g.shape[1], -1)
-        return products.reshape(*self.weight.shape[:2], *g.shape[::2]).transpose(2, 0, 1, 3) * self.weight
-
-    def actgrad(self, g: np.ndarray) -> np.ndarray:
-        """The mean over positions of |A g|: (F, I, O)."""
-        a, b = self.q(np.abs(self.contributions)).transpose(2, 0, 1), self.q(np.abs(g)).transpose(2, 1, 0)
-        return (a @ b).transpose(2, 1, 0) / g.shape[1]
-
-    def backward(self, g: np.ndarray) -> np.ndarray:
-        """dL/dx (F, I, H, W)."""
-        flat = self.weight.reshape(-1, self.outputs).T  # (O, I K)
-        grown = (self.q(g) @ self.q(flat)).reshape(len(g), self.high, self.wide, self.inputs, self.size, self.size)
-        i, h, w = self.shape
-        x = np.zeros((len(g), i, h + 2 * self.padding, w + 2 * self.padding), g.dtype)
-        for row, column in np.ndindex(self.size, self.size):
-            rows = slice(row, row + self.stride * self.high, self.stride)
-            columns = slice(column, column + self.stride * self.wide, self.stride)
-            x[:, :, rows, columns] += grown[..., row, column].transpose(0, 3, 1, 2)
-        x = x[:, :, self.padding : self.padding + h, self.padding : self.padding + w]
-        if self.pooled:
-            spread = np.zeros((len(g), i, self.before[1] * self.before[2]), g.dtype)
-            f, c = np.ogrid[: len(g), :i]
-            np.add.at(spread, (f[..., None], c[..., None], self.won.reshape(1, i, -1)), x.reshape(len(g), i, -1))
-            x = spread.reshape(len(g), *self.before)
-        return x * self.on
-
-
-def plain(
-    model: jc.Model, images: np.ndarray, layer: str, channels: Sequence[int], arithmetic: str
-) -> dict[str, Scores]:
-    """All criteria's scores, {criterion: {layer: (F, I, O)}}, of features of AlexNet, an image at a time."""
-    kind, rounded = ARITHMETIC[arithmetic]
-    state = {name: value.astype(kind) for name, value in model.state_dict().items() if name.startswith("features.")}
-    geometry = {0: (4, 2, False), 3: (1, 2, True), 6: (1, 1, True), 8: (1, 1, False), 10: (1, 1, False)}
-    names = [f"features.{n}" for n in geometry if n <= int(layer.partition(".")[2])]
-    layers = [
-        Convolution(state[f"{name}.weight"], state[f"{name}.bias"], *geometry[int(name[9:])], rounded)
-        for name in names
-    ]  # fmt: skip
-    found: dict[str, Scores] = {criterion: dict.fromkeys(names, 0) for criterion in CRITERIA}  # pyright: ignore
-    for image in images:
-        x = image.transpose(2, 0, 1).astype(kind)
-        for number, convolution in enumerate(layers):
-            x = convolution.forward(x, number == 0)
-        maps = x.reshape(len(x), -1)
-        g = np.zeros((len(channels), maps.shape[1], len(x)), kind)
-        for f, channel in enumerate(channels):
-            g[f, :, channel] = np.sign(maps[channel])
-        for name, convolution in reversed(list(zip(names, layers, strict=True))):
-            by_weight = convolution.by_weight(g)
-            found["snip"][name] = found["snip"][name] + np.abs(by_weight).mean(2)
-            found["whole set"][name] = found["whole set"][name] + by_weight
-            found["actgrad"][name] = found["actgrad"][name] + convolution.actgrad(g)
-            if name != names[0]:
-                g = convolution.backward(g)
-                g = g.reshape(*g.shape[:2], -1).transpose(0, 2, 1)
-    found["whole set"] = {name: np.abs(total).mean(2) for name, total in found["whole set"].items()}
-    return {criterion: {name: s / len(images) for name, s in scores.items()} for criterion, scores in found.items()}
 
 
 def library(model: jc.Model, images: np.ndarray, layer: str, channels: Sequence[int], way: str) -> dict[str, Scores]:
@@ -185,7 +71,9 @@ def library(model: jc.Model, images: np.ndarray, layer: str, channels: Sequence[
 
 
 def pixels(model: jc.Model, number: int) -> np.ndarray:
-    return np.concatenate(list(jc.read_images("photos", model, limit=number)))
+    """So many crops, of as many photographs as there are."""
+    crops = np.concatenate(list(jc.read_images("photos", model)))
+    return crops[np.linspace(0, len(crops), number, endpoint=False).astype(int)]
 
 
 def flat(scores: Scores, relevant: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +85,7 @@ def flat(scores: Scores, relevant: Scores) -> tuple[np.ndarray, np.ndarray]:
     return parts[0].astype(np.float64), parts[1].astype(bool)
 
 
-def compared(exact: Scores, scores: Scores, relevant: Scores) -> dict[str, Any]:
+def compared(exact: Scores, scores: Scores, relevant: Scores, keeps: Sequence[float] = KEEPS) -> dict[str, Any]:
     """How far scores are from exact ones, and what that does to the masks.
 
     Returns:
@@ -209,7 +97,7 @@ def compared(exact: Scores, scores: Scores, relevant: Scores) -> dict[str, Any]:
     error = max((np.abs(a - b).max((1, 2)) / np.abs(a).max((1, 2))).max() for a, b in layers)
     (a, possible), (b, _) = flat(exact, relevant), flat(scores, relevant)
     masks = []
-    for keep in KEEPS:
+    for keep in keeps:
         record = {"keep": keep, "kept": 0, "others": 0, "ties": 0, "farthest": 0.0}
         for f in range(len(a)):
             count = max(1, int(np.floor(keep * possible[f].sum() + 0.5)))
@@ -244,21 +132,32 @@ def scores(way: str, images: int, out: Path) -> None:
     np.savez(out, **arrays)
 
 
+def apart(way: str, images: int, path: Path) -> None:
+    """`scores` in a process of its own, with the devices and cores of its way."""
+    options, cores = WAYS.get(way, ({}, None))
+    flags = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+    pinned = ["taskset", "-c", ",".join(map(str, range(cores)))] if cores else []
+    command = [*pinned, sys.executable, "-m", "benchmarks.precision", "scores", way, str(images), str(path)]
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **compiled, "XLA_FLAGS": flags})
+
+
 @main.command()
 @click.option("--images", default=24, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
-def measure(images: int, out: Path) -> None:
+@click.option("--folder", type=click.Path(path_type=Path), help="Where scores stay; those there are not made again.")
+def measure(images: int, out: Path, folder: Path | None) -> None:
     """Run everything and write JSON."""
     model, found = jc.load("alexnet"), {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as beside:
+        folder = folder or Path(beside)
         for way in (*ARITHMETIC, *WAYS):
-            options, cores = WAYS.get(way, ({}, None))
-            path = Path(folder, f"{way}.npz")
-            flags = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
-            compiled = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            pinned = ["taskset", "-c", ",".join(map(str, range(cores)))] if cores else []
-            command = [*pinned, sys.executable, "-m", "benchmarks.precision", "scores", way, str(images), str(path)]
-            subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **compiled, "XLA_FLAGS": flags})
+            path = folder / f"{way.replace(' ', '-')}.npz"
+            if not path.exists():
+                apart(way, images, path)
             with np.load(path) as arrays:
                 found[way] = {key: arrays[key] for key in arrays.files}
             click.echo(way, err=True)
