@@ -6,7 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import click
@@ -180,3 +180,12 @@ print(shown.output)
     for name in listed:
         command = cli.main.get_command(None, name)
         assert command.name == name and command.short_help is None
+
+
+def test_one_version():
+    """The same in the package, its metadata, the citation and, once it is released, the changelog."""
+    root = Path(__file__).parents[1]
+    number = jc.__version__
+    assert version("jaxcircuits") == number and f"\nversion: {number}\n" in (root / "CITATION.cff").read_text()
+    changelog = (root / "CHANGELOG.md").read_text()
+    assert f"\n## [{number}]" in changelog or f"\nTo become {number}.\n" in changelog
