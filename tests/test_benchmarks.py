@@ -295,6 +295,6 @@ def test_numbers_page_says_what_the_json_says():
     assert precision.filled(page) == page and len(precision.BLOCK.findall(page)) == 2
     document = json.loads(precision.RESULTS.read_text())
     for way in document["records"]:
-        if way["of"] in precision.WAYS:  # what the page promises: within 1e-5, masks but for ties
+        if way["against"] in precision.WAYS:  # what the page promises: within 1e-5, masks but for ties
             assert way["error"] < 1e-5, way
             assert all(mask["others"] == mask["ties"] for mask in way["masks"]), way
