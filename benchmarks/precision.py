@@ -146,7 +146,7 @@ def apart(way: str, images: int, path: Path) -> None:
 
 
 @main.command()
-@click.option("--images", default=24, show_default=True)
+@click.option("--images", default=12, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where scores stay; those there are not made again.")
 def measure(images: int, out: Path, folder: Path | None) -> None:
