@@ -73,7 +73,9 @@ def core() -> None:
 
 
 def extras() -> None:
-    (found,) = json.loads(works("extract", "alexnet", "features.10:9", "--scores", "--json"))["circuits"]
+    (found,) = json.loads(works("extract", "alexnet", "features.10:9", "--keep", ".05", "--scores", "--json"))[
+        "circuits"
+    ]
     assert found["correlation"] > 0.5, found
     circuit = "circuits/alexnet/features.10_9.snip.keep0.05.safetensors"
     works("diagram", circuit, "--pictures", "none", "--format", "html,svg,graphml,json")
