@@ -29,7 +29,7 @@ from benchmarks.measure import machine
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/precision-cpu.json"
 FEATURES = {"features.6": (56, 100, 200, 300), "features.10": (9, 161, 62, 186)}
-CRITERIA = {
+CRITERIA: dict[str, dict[str, Any]] = {
     "snip": {"criterion": "snip"},
     "whole set": {"criterion": "snip", "absolute": "whole_set"},
     "actgrad": {"criterion": "actgrad"},
@@ -63,7 +63,7 @@ def library(model: jc.Model, images: np.ndarray, layer: str, channels: Sequence[
                 jc.build_atlas(model, images, features, directory=folder, keep=0.05, scores="float32", chunk=2, **asked)
                 atlas = jc.Atlas(folder)
                 circuits = [atlas.circuit(label, keep=0.05) for label in features.labels]
-            found[name] = {key: np.stack([c.scores[key] for c in circuits]) for key in circuits[0].masks}
+            found[name] = {key: np.stack([(c.scores or {})[key] for c in circuits]) for key in circuits[0].masks}
         else:
             scores = jc.score(model, images, features, **asked, **options)
             found[name] = {key: np.asarray(scores.values[key]) for key in scores.layers}
@@ -103,7 +103,7 @@ def compared(exact: Scores, scores: Scores, relevant: Scores, keeps: Sequence[fl
             count = max(1, int(np.floor(keep * possible[f].sum() + 0.5)))
             order = [np.argsort(-np.where(possible[f], s[f], -1), kind="stable")[:count] for s in (a, b)]
             last = a[f][order[0][-1]]
-            swapped = np.setxor1d(*order)
+            swapped = np.setxor1d(order[0], order[1])
             distance = np.abs(a[f][swapped] - last) / last
             record["kept"] += count
             record["others"] += len(swapped) // 2
@@ -176,7 +176,7 @@ def measure(images: int, out: Path, folder: Path | None, only: Sequence[str]) ->
             pairs = [("float64", way) for way in ("as it comes", "float32", "tf32", "bfloat16")]
             pairs += [("as it comes", way) for way in ways[1:]]
             for exact, way in pairs:
-                result = compared(*(of(name, layer, criterion) for name in (exact, way)), relevant)
+                result = compared(of(exact, layer, criterion), of(way, layer, criterion), relevant)
                 records.append({"layer": layer, "criterion": criterion, "of": way, "against": exact, **result})
     document = {"kind": "precision", **machine(), "images": images, "features": FEATURES, "records": records}
     out.write_text(json.dumps(document, indent=1) + "\n")
