@@ -11,33 +11,39 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
-from jaxcircuits.ablation import mean_offsets
-from jaxcircuits.atlas.building import build_atlas
-from jaxcircuits.atlas.reading import Atlas
-from jaxcircuits.atlas.verifying import verify as verify_atlas
-from jaxcircuits.bridge import from_nnx
-from jaxcircuits.circuit import Circuit
-from jaxcircuits.compare import compare
-from jaxcircuits.comparison import Comparison
-from jaxcircuits.data import Images, read_images
-from jaxcircuits.diagram import Diagram, diagram
-from jaxcircuits.errors import InputError
-from jaxcircuits.evaluation import Evaluation
-from jaxcircuits.export import export_circuit
-from jaxcircuits.faithfulness import correlation, curve, evaluate
-from jaxcircuits.features import Features
-from jaxcircuits.granularity import masks_at, scores_at
-from jaxcircuits.jobs import extract
-from jaxcircuits.loading import load
-from jaxcircuits.masks import complement, iou, stability, top_kernels
-from jaxcircuits.model import Model
-from jaxcircuits.nulls import Nulls, against_nulls, random_masks
-from jaxcircuits.paths import effective_kernels, relevant_kernels
-from jaxcircuits.pictures import Patches, Visualisation, top_patches, visualise
-from jaxcircuits.receptive import receptive_fields
-from jaxcircuits.report import report
-from jaxcircuits.scores import Scores, score
-from jaxcircuits.subfeatures import ImageScores, Parts, Trajectories, image_scores, separate, trajectories
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `_ROOMS` below says the same to Python, which imports a room when its name is first asked for
+    from jaxcircuits.ablation import mean_offsets
+    from jaxcircuits.atlas.building import build_atlas
+    from jaxcircuits.atlas.reading import Atlas
+    from jaxcircuits.atlas.verifying import verify as verify_atlas
+    from jaxcircuits.bridge import from_nnx
+    from jaxcircuits.circuit import Circuit
+    from jaxcircuits.compare import compare
+    from jaxcircuits.comparison import Comparison
+    from jaxcircuits.data import Images, read_images
+    from jaxcircuits.diagram import Diagram, diagram
+    from jaxcircuits.errors import InputError
+    from jaxcircuits.evaluation import Evaluation
+    from jaxcircuits.export import export_circuit
+    from jaxcircuits.faithfulness import correlation, curve, evaluate
+    from jaxcircuits.features import Features
+    from jaxcircuits.granularity import masks_at, scores_at
+    from jaxcircuits.jobs import extract
+    from jaxcircuits.loading import load
+    from jaxcircuits.masks import complement, iou, stability, top_kernels
+    from jaxcircuits.model import Model
+    from jaxcircuits.nulls import Nulls, against_nulls, random_masks
+    from jaxcircuits.paths import effective_kernels, relevant_kernels
+    from jaxcircuits.pictures import Patches, Visualisation, top_patches, visualise
+    from jaxcircuits.receptive import receptive_fields
+    from jaxcircuits.report import report
+    from jaxcircuits.scores import Scores, score
+    from jaxcircuits.subfeatures import ImageScores, Parts, Trajectories, image_scores, separate, trajectories
 
 __version__ = "0.1.0"
 
@@ -90,3 +96,78 @@ __all__ = [
     "verify_atlas",
     "visualise",
 ]
+
+_ROOMS = {
+    "Atlas": "atlas.reading",
+    "Circuit": "circuit",
+    "Comparison": "comparison",
+    "Diagram": "diagram",
+    "Evaluation": "evaluation",
+    "Features": "features",
+    "ImageScores": "subfeatures",
+    "Images": "data",
+    "InputError": "errors",
+    "Model": "model",
+    "Nulls": "nulls",
+    "Parts": "subfeatures",
+    "Patches": "pictures",
+    "Scores": "scores",
+    "Trajectories": "subfeatures",
+    "Visualisation": "pictures",
+    "against_nulls": "nulls",
+    "build_atlas": "atlas.building",
+    "compare": "compare",
+    "complement": "masks",
+    "correlation": "faithfulness",
+    "curve": "faithfulness",
+    "diagram": "diagram",
+    "effective_kernels": "paths",
+    "evaluate": "faithfulness",
+    "export_circuit": "export",
+    "extract": "jobs",
+    "from_nnx": "bridge",
+    "image_scores": "subfeatures",
+    "iou": "masks",
+    "load": "loading",
+    "masks_at": "granularity",
+    "mean_offsets": "ablation",
+    "random_masks": "nulls",
+    "read_images": "data",
+    "receptive_fields": "receptive",
+    "relevant_kernels": "paths",
+    "report": "report",
+    "score": "scores",
+    "scores_at": "granularity",
+    "separate": "subfeatures",
+    "stability": "masks",
+    "top_kernels": "masks",
+    "top_patches": "pictures",
+    "trajectories": "subfeatures",
+    "verify_atlas": "atlas.verifying:verify",
+    "visualise": "pictures",
+}  # where each name is; after a colon, what it is called there
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room, _, there = _ROOMS[name].partition(":")
+    found = getattr(import_module(f"{__name__}.{room}"), there or name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`compare`, `diagram` and `report` are functions and rooms. Python sets a room that is imported as an attribute of
+    its package, which here would hide the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _ROOMS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,13 +5,14 @@ import re
 import shutil
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 import jaxcircuits as jc
-from benchmarks import measure, programs, reference, report, strong
+from benchmarks import arithmetic, measure, precision, programs, reference, report, strong
 from benchmarks.__main__ import main
 from benchmarks.cases import FULL, QUICK, SCALING, Case, gigaflops
 from benchmarks.engines import Ours, Torch
@@ -259,3 +260,57 @@ def test_programs_are_timed():
     names = list(programs.PROGRAMS)[:1]
     for found, name in zip(programs.measure(1, names), names, strict=True):
         assert found["program"] == name and all(0 < seconds < 200 for seconds in found["seconds"].values())
+
+
+@pytest.mark.parametrize("bits, values", [(10, [1 + 2**-10, -3.0]), (7, [1 + 2**-7, -256.0])])
+def test_rounding_to_fewer_bits(bits, values):
+    """As a plain twin in float64; what has so few bits stays; bfloat16 as in ml_dtypes."""
+    rounded = arithmetic.to_bits(bits)
+    np.testing.assert_array_equal(rounded(np.float32(values)), np.float32(values))
+    x = (np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(-15, 15).repeat(34)[:1000]).astype(
+        np.float32
+    )
+    step = 2.0 ** (np.floor(np.log2(np.abs(x.astype(np.float64)))) - bits)
+    np.testing.assert_array_equal(rounded(x), (np.round(x / step) * step).astype(np.float32))
+    halves = np.float32([1 + 2.0 ** -(bits + 1), 1 + 3 * 2.0 ** -(bits + 1)])
+    np.testing.assert_array_equal(rounded(halves), np.float32([1, 1 + 2.0 ** -(bits - 1)]))  # to even
+    if bits == 7:
+        np.testing.assert_array_equal(rounded(x), x.astype(jax.numpy.bfloat16).astype(np.float32))
+
+
+def test_plain_program_agrees(alexnet):
+    """The plain program's scores are jaxcircuits's, in float32 as in float64."""
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+    ours = precision.library(alexnet, images, "features.3", (5, 9), "as it comes")
+    for kind in ("float64", "float32"):
+        found = arithmetic.plain(alexnet, images, "features.3", (5, 9), kind)
+        assert found.keys() == ours.keys() == precision.CRITERIA.keys()
+        for criterion, scores in found.items():
+            for name, score in scores.items():
+                assert score.dtype == kind
+                np.testing.assert_allclose(ours[criterion][name], score, atol=2e-6 * score.max(), err_msg=name)
+
+
+def test_masks_compared_by_hand():
+    """Four relevant kernels of five, keep .5: the second is exchanged for the third, a tie or not."""
+    relevant = {"a": np.array([[[1, 1, 1, 1, 0]]], bool)}
+    exact = {"a": np.array([[[4, 2, 1.5, 1, 9.0]]])}
+    for third, near in ((1.5, False), (2 - 1e-6, True)):
+        exact["a"][0, 0, 2] = third
+        other = {"a": np.array([[[4, 1.4, 2.1, 1, 9]]], np.float32)}
+        found = precision.compared(exact, other, relevant, keeps=(0.5, 0.25))
+        assert not found["equal"] and found["error"] == pytest.approx(max(0.6, 2.1 - third) / 9, rel=1e-6)
+        half, quarter = found["masks"]
+        assert half == {"keep": 0.5, "kept": 2, "others": 1, "ties": near, "farthest": pytest.approx((2 - third) / 2)}
+        assert quarter == {"keep": 0.25, "kept": 1, "others": 0, "ties": 0, "farthest": 0}
+    assert precision.compared(exact, exact, relevant)["equal"]
+
+
+def test_numbers_page_says_what_the_json_says():
+    page = (report.ROOT / "docs/numbers.md").read_text()
+    assert precision.filled(page) == page and len(precision.BLOCK.findall(page)) == 2
+    document = json.loads(precision.RESULTS.read_text())
+    for way in document["records"]:
+        if way["against"] in precision.WAYS:  # what the page promises: within 1e-5, masks but for ties
+            assert way["error"] < 1e-5, way
+            assert all(mask["others"] == mask["ties"] for mask in way["masks"]), way

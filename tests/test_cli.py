@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import jaxcircuits as jc
-from jaxcircuits.cli import convert, main
+from jaxcircuits.cli import main
+from jaxcircuits.cli.networks import convert
 from tests.torchvision_oracle import torchvision
 from weights_conversion import read_state
 

@@ -508,8 +508,8 @@ def test_a_photograph_keeps_its_crops_when_others_come(monkeypatch):
 
 
 def test_photos_need_their_packages(monkeypatch):
-    monkeypatch.setattr(photos, "find_spec", lambda name: None)
-    refused("photos", "skimage", "pip install 'jaxcircuits[demo]'")
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    refused("photos", "scikit-image", "pip install 'jaxcircuits[demo]'")
 
 
 def test_nothing_heavy_is_imported():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from importlib import import_module
 
 import numpy as np
@@ -96,8 +97,7 @@ def test_maps_of_too_few_images(scored):  # noqa: F811
 
 
 def test_without_umap(monkeypatch, mapped):
-    room = import_module("jaxcircuits.subfeatures.trajectories")
-    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(jc.InputError, match=r"pip install 'jaxcircuits\[maps\]'"):
         trajectories(mapped.of)
 

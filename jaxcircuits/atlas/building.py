@@ -18,6 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import check_writable, folder, write_whole
 from jaxcircuits.model import Model
+from jaxcircuits.packages import needed
 
 KEEPS = (0.5, 0.1, 0.05, 0.01)
 
@@ -88,6 +89,7 @@ def begun(plan: Plan, root: Path) -> Iterator[list[ChunkId]]:
 
 def _prepare(plan: Plan, root: Path, stack: contextlib.ExitStack) -> None:
     """Make the directory, lock it for as long as the stack lasts, and say what it is for."""
+    needed("pyarrow", "an atlas")  # only the end uses it
     try:
         with folder(root):
             stack.enter_context(held(root))

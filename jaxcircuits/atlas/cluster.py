@@ -17,7 +17,6 @@ import jax
 
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import Done, Engine, written
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.predicting import effort
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
@@ -25,6 +24,7 @@ from jaxcircuits.data import Images, count, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.loading import load
 from jaxcircuits.models import ARCHITECTURES
+from jaxcircuits.packages import needed
 
 SECONDS = 30  # until a scheduler that does not answer is given up
 
@@ -50,12 +50,17 @@ class Task(NamedTuple):
 
 
 def engine(address: str) -> Engine:
-    """What makes chunks on the workers of the cluster whose scheduler has this address."""
-    return functools.partial(_on_cluster, address)
+    """What makes chunks on the workers of the cluster whose scheduler has this address.
+
+    Raises:
+        InputError: distributed is not installed.
+    """
+    return functools.partial(_on_cluster, needed("distributed", "an atlas on a cluster"), address)
 
 
-def _on_cluster(address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress) -> Iterator[Done]:
-    distributed = needed("distributed", "cluster")
+def _on_cluster(
+    distributed: Any, address: str, work: Work, root: Path, todo: Sequence[ChunkId], progress: Progress
+) -> Iterator[Done]:
     task = _task(work, root)
     each = count(work.images) * (1 + len(work.plan.amounts))
     efforts = effort(work)

@@ -7,8 +7,8 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.errors import InputError
+from jaxcircuits.packages import needed
 
 NAME = ".lock"
 
@@ -20,7 +20,7 @@ def held(root: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    filelock = needed("filelock")
+    filelock = needed("filelock", "an atlas")
     lock = filelock.FileLock(root / NAME, timeout=0)
     try:
         if (root / NAME).is_symlink():  # to lock is to empty the file

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxcircuits.atlas import overlaps, store
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.store import Chunk
 from jaxcircuits.errors import InputError, nearest
+from jaxcircuits.packages import needed
 
 if TYPE_CHECKING:
     import pandas
@@ -53,7 +53,7 @@ def users(atlas: Atlas, k: int, layer: str, output: int, input: int | None) -> p
         layer, output: whose channel it is.
         input: of the kernel; all that make the channel if None.
     """
-    pandas = needed("pandas")
+    pandas = needed("pandas", "a table")
 
     outputs, inputs = _shape(atlas, layer)
     for name, value, most in (("output", output, outputs), ("input", input or 0, inputs)):
@@ -85,7 +85,7 @@ def usage(atlas: Atlas, k: int, layer: str) -> tuple[np.ndarray, int]:
 
 def sharing(atlas: Atlas, k: int, layer: str) -> pandas.DataFrame:
     """The kernels of a layer by how many features use them, most shared first: output, input, users, share."""
-    pandas = needed("pandas")
+    pandas = needed("pandas", "a table")
 
     counts, features = usage(atlas, k, layer)
     order = np.argsort(-counts, axis=None, kind="stable")
@@ -96,7 +96,7 @@ def sharing(atlas: Atlas, k: int, layer: str) -> pandas.DataFrame:
 
 def iou_matrix(atlas: Atlas, k: int, layer: str | None) -> pandas.DataFrame:
     """The overlap of each two circuits, of a layer's features or of all."""
-    pandas = needed("pandas")
+    pandas = needed("pandas", "a table")
 
     labels: list[str] = []
     rows: dict[str, list[np.ndarray]] = {}
@@ -114,7 +114,7 @@ def iou_matrix(atlas: Atlas, k: int, layer: str | None) -> pandas.DataFrame:
 
 def near(atlas: Atlas, k: int, feature: str, layer: str | None) -> pandas.DataFrame:
     """All circuits by their overlap with one, the nearest first: feature, layer, iou, shared, kept."""
-    pandas = needed("pandas")
+    pandas = needed("pandas", "a table")
 
     which, f = atlas.find(feature)
     one = {name: bits[f, k] for name, bits in atlas.chunk(which).masks.items()}
@@ -133,9 +133,9 @@ def near(atlas: Atlas, k: int, feature: str, layer: str | None) -> pandas.DataFr
 
 def clusters(atlas: Atlas, k: int, layer: str | None, number: int | None, overlap: float | None) -> pandas.DataFrame:
     """Features whose circuits are alike: feature, cluster (0, 1, ... by falling size), size, iou (mean, within)."""
-    pandas = needed("pandas")
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import squareform
+    pandas = needed("pandas", "a table")
+    hierarchy = needed("scipy.cluster.hierarchy", "a clustering")
+    distance = needed("scipy.spatial.distance", "a clustering")
 
     if (number is None) == (overlap is None):
         raise InputError("give either number, of clusters, or overlap, that of the circuits in one")
@@ -145,13 +145,13 @@ def clusters(atlas: Atlas, k: int, layer: str | None, number: int | None, overla
     if len(values) < 2:
         found = np.ones(len(values), int)
     else:
-        tree = linkage(squareform(1 - values, checks=False), "average")
+        tree = hierarchy.linkage(distance.squareform(1 - values, checks=False), "average")
         how = (
             {"t": 1 - overlap, "criterion": "distance"}
             if overlap is not None
             else {"t": number, "criterion": "maxclust"}
         )
-        found = fcluster(tree, **how)
+        found = hierarchy.fcluster(tree, **how)
     names, first, which, sizes = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -sizes))
     rank = np.empty(len(names), int)
@@ -170,7 +170,7 @@ def statistics(atlas: Atlas) -> pandas.DataFrame:
     circuits have none), constant (how many), kept and effective (means), used (the share of all kernels of the
     layers scored that at least one circuit has).
     """
-    pandas = needed("pandas")
+    pandas = needed("pandas", "a table")
 
     name = next(iter(atlas.plan.amounts[0]))
     rows = []

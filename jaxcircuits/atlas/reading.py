@@ -11,12 +11,12 @@ import numpy as np
 
 from jaxcircuits.atlas import questions, store, tables
 from jaxcircuits.atlas.overlaps import against
-from jaxcircuits.atlas.packages import needed
 from jaxcircuits.atlas.store import Chunk, ChunkId, Group, Plan
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import STEPS
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.manifest import identity
+from jaxcircuits.packages import needed
 
 if TYPE_CHECKING:
     import pandas
@@ -128,7 +128,7 @@ class Atlas:
         Raises:
             InputError: a chunk is corrupt. Those that are not there yet are left out.
         """
-        pandas, parts = needed("pandas"), []
+        pandas, parts = needed("pandas", "a table"), []
         for g, group in enumerate(self.plan.groups):
             for which in self.there(g):
                 parts += [

@@ -13,13 +13,14 @@ from jaxcircuits.atlas.checking import MOST_ABOUT
 from jaxcircuits.atlas.store import TABLE, Chunk, ChunkId, Plan, read_chunk
 from jaxcircuits.circuit import finite
 from jaxcircuits.files import write_whole
+from jaxcircuits.packages import needed
 from weights_conversion.guards import file_size
 
 MOST_TIMES = 4  # so much larger than in memory a table may be on disk
 
 
 def _table(plan: Plan, root: Path, group: int):
-    import pyarrow as pa
+    pa = needed("pyarrow", "an atlas")
 
     text, real, whole = pa.string(), pa.float64(), pa.int32()
     kinds = {"feature": text, "keep": real, "kernels": whole, "relevant": whole, "kept": whole, "effective": whole}
@@ -32,7 +33,7 @@ def write_table(plan: Plan, root: Path, group: int) -> None:
     Raises:
         InputError: a chunk is missing or corrupt, or the table cannot be written.
     """
-    from pyarrow import parquet
+    parquet = needed("pyarrow.parquet", "an atlas")
 
     content = io.BytesIO()
     parquet.write_table(_table(plan, root, group), content)
@@ -45,7 +46,7 @@ def check_table(plan: Plan, root: Path, group: int) -> str | None:
     Raises:
         InputError: a chunk is missing or corrupt.
     """
-    from pyarrow import parquet
+    parquet = needed("pyarrow.parquet", "an atlas")
 
     path = root / plan.groups[group].folder / TABLE
     if not path.exists():

@@ -30,7 +30,7 @@ from jaxcircuits.loading import load
 LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 
 
-@click.command(cls=Command, short_help="Make the circuits of whole layers or networks, and go on after interruptions.")
+@click.command(cls=Command)
 @click.argument("model", required=False)
 @click.argument("layers", nargs=-1, metavar="[LAYER...]")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)

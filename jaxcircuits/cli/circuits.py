@@ -35,7 +35,7 @@ KEEPS = "0.5,0.2,0.1,0.05,0.01"
 LONG = 40  # lines of a table, beyond which it has one line for each feature
 
 
-@click.command(cls=Command, short_help="Find the circuits of features and write them to files.")
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
@@ -115,7 +115,7 @@ def extract(
     screen.json({"circuits": rows, **({"plot": str(plot)} if plot else {})})
 
 
-@click.command(cls=Command, short_help="Judge circuit files on these or other images.")
+@click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
 @click.option("--nulls", type=click.IntRange(min=1), help="Random circuits to judge beside each; 99 let p be .01.")
@@ -151,7 +151,7 @@ def evaluate(
     screen.json({"circuits": rows})
 
 
-@click.command(cls=Command, short_help="Write circuit files for PyTorch.")
+@click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, OUT, OVERWRITE, JSON, QUIET)
 def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet) -> None:

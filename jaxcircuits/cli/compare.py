@@ -25,7 +25,7 @@ OTHER_HALF = {"photos:a": "photos:b", "photos:b": "photos:a"}
 LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 
 
-@click.command(cls=Command, short_help="Compare the criteria: r over keep, who wins where, at what cost.")
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM)

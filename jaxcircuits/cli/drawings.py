@@ -15,7 +15,7 @@ from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, STRICT, Command, op
 from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
-from jaxcircuits.diagram import FORMATS, diagram
+from jaxcircuits.diagram import FORMATS, check_format, diagram
 from jaxcircuits.diagram.graph import MOST
 from jaxcircuits.diagram.pictures import COUNT, KINDS, MADE
 from jaxcircuits.errors import InputError
@@ -38,7 +38,7 @@ MADE_OPTION = click.option(
 )  # fmt: skip
 
 
-@click.command("diagram", cls=Command, short_help="Draw circuit files: a page each, and SVG, PNG, PDF, GraphML, JSON.")
+@click.command("diagram", cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
 @click.option(
@@ -63,6 +63,8 @@ def draw(
     kinds = list(dict.fromkeys(kind.strip().lower() for kind in formats.split(",")))
     if unknown := [kind for kind in kinds if kind not in FORMATS]:
         raise InputError(f"--format is {formats!r}; {unknown[0]!r} is none of {', '.join(FORMATS)}")
+    for kind in kinds:
+        check_format(kind)  # before anything is drawn
     opened = [(_stem(path), Circuit.load(path)) for path in circuits]
     places = _places(out, [stem for stem, _ in opened], kinds)
     model_of, images_of = functools.cache(load), functools.cache(read_images)
@@ -82,7 +84,7 @@ def draw(
     screen.json({"files": written})
 
 
-@click.command(cls=Command, short_help="Put what is known of circuit files on one page.")
+@click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
 @click.option("--atlas", type=click.Path(path_type=Path), help="Take circuits of this atlas, whose features are named.")
@@ -98,6 +100,7 @@ def report(
     screen = Screen(quiet, as_json)
     if atlas is None and keep is not None:
         raise InputError("--keep chooses a level of an atlas; expected --atlas beside it")
+    check_format("html")
     opened = [Circuit.load(c) if atlas is None else Atlas(atlas).circuit(c, keep=keep) for c in circuits]
     stem = _stem(circuits[0] if atlas is None else opened[0].stem)
     path = out / (f"{stem}.report.html" if len(circuits) == 1 else "report.html")

@@ -25,7 +25,7 @@ from jaxcircuits.pictures.visualise import OBJECTIVES, STEPS
 SMALL = 96  # pictures of fewer pixels are enlarged
 
 
-@click.command(cls=Command, short_help="Draw what drives features: made pictures, and patches of images.")
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)

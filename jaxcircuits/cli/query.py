@@ -29,7 +29,7 @@ MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_defau
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 
 
-@click.group(cls=Group, invoke_without_command=True, short_help="Ask an atlas: who uses a kernel, which are alike.")
+@click.group(cls=Group, invoke_without_command=True)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.pass_context
 def query(context: click.Context, directory: Path) -> None:

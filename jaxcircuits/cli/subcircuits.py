@@ -20,6 +20,7 @@ from jaxcircuits.features import NUMBER, parse
 from jaxcircuits.files import check_writable, write_whole
 from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
+from jaxcircuits.packages import installed
 from jaxcircuits.subfeatures import (
     ImageScores,
     Parts,
@@ -41,7 +42,7 @@ from jaxcircuits.subfeatures.parts import NULLS
 from jaxcircuits.subfeatures.trajectories import FEWEST, NEIGHBOURS
 
 
-@click.command(cls=Command, short_help="Find the circuits of groups of a feature's images, and map the images.")
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("feature")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
@@ -80,8 +81,11 @@ def subcircuits(
     number = _number_of_clusters(groups)
     if keep is not None and kernels is not None:
         raise InputError("give either --keep or --kernels")
+    if number is not None:
+        installed("sklearn", "a clustering")
     if mapped:
         need_umap()
+        installed("jinja2", "a page")
     network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
     features = parse(feature, network.layers, objective=objective)
     if len(features) != 1:

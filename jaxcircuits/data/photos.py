@@ -1,7 +1,6 @@
 """Crops of twelve photographs that lie in the wheels of scikit-image and scikit-learn: no download, no network."""
 
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from jaxcircuits.data.files import BILINEAR
 from jaxcircuits.data.images import Pictures
 from jaxcircuits.errors import InputError
+from jaxcircuits.packages import installed
 
 # Each half has a person, plants or animals, things, a dark scene, a medical picture and one in black and white.
 _HALVES = {
@@ -50,8 +50,8 @@ def _decoded(path: Path) -> Image.Image:
 
 def _shipped(name: str) -> Path:
     package, folder = ("sklearn", "datasets/images") if name in _IN_SKLEARN else ("skimage", "data")
-    spec = find_spec(package)  # where it lies, without the time to import it
-    for location in (spec and spec.submodule_search_locations) or ():
+    spec = installed(package, f"the photograph {name}", "demo")
+    for location in spec.submodule_search_locations or ():
         if (path := Path(location, folder, name)).is_file():
             return path
     raise InputError(f"the photograph {name} of {package} is missing; expected after pip install 'jaxcircuits[demo]'")

@@ -25,9 +25,19 @@ from jaxcircuits.diagram.pictures import COUNT, MADE, check_kind, node_pictures
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import write_whole
 from jaxcircuits.model import Model
+from jaxcircuits.packages import needed
 from weights_conversion.errors import printable
 
 FORMATS = ("html", "svg", "png", "pdf", "graphml", "json")
+NEEDED = {"html": ("jinja2", "a page"), "graphml": ("networkx", "GraphML"), "json": ("networkx", "JSON")}
+
+
+def check_format(kind: str) -> None:
+    """Raise an InputError if a diagram cannot be written so, or the package that this needs is not installed."""
+    if kind not in FORMATS:
+        raise InputError(f"a diagram cannot be written as {kind!r}; expected one of {', '.join(FORMATS)}")
+    if kind in NEEDED:
+        needed(*NEEDED[kind])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +66,13 @@ class Diagram:
 
     def to(self, kind: str) -> bytes:
         """The diagram as "html", "svg", "png", "pdf", "graphml" or "json"."""
+        check_format(kind)
         if kind == "html":
             return page(self.contents, self.circuit).encode()
         if kind in ("svg", "png", "pdf"):
             title = f"{self.circuit.manifest['model']} {feature_label(self.circuit.manifest)}: {summary(self.circuit)}"
             title = printable(title)  # XML has no control characters
             return figure(self.graph, self.columns, self.order, self.pictures, title=title, kind=kind)
-        if kind not in FORMATS:
-            raise InputError(f"a diagram cannot be written as {kind!r}; expected one of {', '.join(FORMATS)}")
         return {"graphml": graphml, "json": node_link}[kind](self.graph, self.circuit)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.diagram.graph import Graph
-from jaxcircuits.errors import InputError
+from jaxcircuits.packages import needed
 from weights_conversion.errors import printable
 
 
@@ -60,8 +60,4 @@ def _name(graph: Graph, node: int) -> str:
 
 
 def _networkx():
-    try:
-        import networkx
-    except ImportError:
-        raise InputError("GraphML and JSON need networkx: pip install 'jaxcircuits[pages]'") from None
-    return networkx
+    return needed("networkx", "a graph")

@@ -25,7 +25,6 @@ import hashlib
 import io
 import itertools
 import json
-import types
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.packages import needed
 
 ROOM = "jaxcircuits.pages"
 MOST_LINES, MOST_LETTERS = 1000, 5000  # of a table
@@ -101,7 +100,7 @@ def inert(data: Any) -> str:
 
 @functools.cache
 def _environment(package: str):
-    jinja = _jinja()
+    jinja = needed("jinja2", "a page")
     rooms = dict.fromkeys((package, ROOM))
     return jinja.Environment(
         loader=jinja.ChoiceLoader([jinja.PackageLoader(room) for room in rooms]),
@@ -110,14 +109,6 @@ def _environment(package: str):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _jinja() -> types.ModuleType:
-    try:
-        import jinja2
-    except ImportError:
-        raise InputError("pages need Jinja: pip install 'jaxcircuits[pages]'") from None
-    return jinja2
 
 
 def _digest(text: str) -> str:

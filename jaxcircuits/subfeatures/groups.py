@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.granularity import AXES
+from jaxcircuits.packages import needed
 from jaxcircuits.subfeatures.scoring import ImageScores
 
 ROWS = 64  # images whose kernels are looked at together
@@ -68,12 +69,9 @@ def clusters(points: np.ndarray, number: int, *, seed: int = 0) -> np.ndarray:
     """
     if not 1 <= number <= len(np.unique(points, axis=0)):
         raise InputError(f"{number} clusters of {len(np.unique(points, axis=0))} different images cannot be made")
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError:
-        raise InputError("clusters need scikit-learn: pip install 'jaxcircuits[maps]'") from None
+    kmeans = needed("sklearn.cluster", "a clustering").KMeans
     options: Any = {"n_init": 10, "random_state": seed}
-    found = KMeans(number, **options).fit_predict(points.astype(np.float64))
+    found = kmeans(number, **options).fit_predict(points.astype(np.float64))
     sizes = np.bincount(found, minlength=number)
     first = [int(np.argmax(found == c)) for c in range(number)]
     order = np.lexsort(np.stack([first, -sizes]))  # of equal sizes, the one of the earlier image

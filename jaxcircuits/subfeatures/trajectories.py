@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from jaxcircuits.errors import InputError
+from jaxcircuits.packages import installed, needed
 from jaxcircuits.subfeatures.groups import profiles
 from jaxcircuits.subfeatures.scoring import ImageScores
 
@@ -19,8 +19,7 @@ ALL = "all layers"
 
 def need_umap() -> None:
     """Raise an InputError if umap-learn is not installed; it is not imported, which takes seconds."""
-    if find_spec("umap") is None:
-        raise InputError("maps need umap-learn: pip install 'jaxcircuits[maps]'")
+    installed("umap", "a map")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +71,11 @@ def _embedded(points: np.ndarray, start: np.ndarray, neighbours: int, seed: int)
     """UMAP's map of points (N, D), (N, 2), centred and scaled to lie within -1 and 1."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap says that it has no TensorFlow
-        from umap import UMAP
+        umap = needed("umap", "a map")
     # one thread: with a seed, UMAP is reproducible only so
     options: Any = {"n_neighbors": min(neighbours, len(points) - 1), "random_state": seed, "n_jobs": 1}
     options["init"] = (10 * start).astype(np.float32)
-    found = np.asarray(UMAP(**options).fit_transform(points), np.float64)
+    found = np.asarray(umap.UMAP(**options).fit_transform(points), np.float64)
     found -= found.mean(0)
     return (found / (np.abs(found).max() or 1)).astype(np.float32)
 
