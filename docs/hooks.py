@@ -23,7 +23,11 @@ from mkdocs.utils import get_relative_url
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("CHANGELOG.md", "CONTRIBUTING.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("benchmarks/results/*.json")))
+COPIED = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("benchmarks/results/*.json")),
+)
 ELSEWHERE, HERE = "https://unpkg.com/iframe-worker/shim", "assets/search_frame.js"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 

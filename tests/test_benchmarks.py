@@ -182,7 +182,13 @@ def test_report_writes_table_and_plots(tmp_path):
     (tmp_path / "docs" / "speed.md").write_text(
         "<!-- benchmarks -->\n<!-- /benchmarks -->\n\n<!-- benchmarks: results/made.json -->\n<!-- /benchmarks -->\n"
     )
-    made = {"feature": "features.3:8", "steps": 128, "jaxcircuits": [263.2, 1], "lucent": [262, 1], "seconds": [2.46, 90]}
+    made = {
+        "feature": "features.3:8",
+        "steps": 128,
+        "jaxcircuits": [263.2, 1],
+        "lucent": [262, 1],
+        "seconds": [2.46, 90],
+    }
     (tmp_path / "results/made.json").write_text(json.dumps(document("visualisation") | {"rows": [made]}))
     assert CliRunner().invoke(report.main, ["--root", str(tmp_path)]).exit_code == 0
     speed = (tmp_path / "docs" / "speed.md").read_text()
