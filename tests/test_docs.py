@@ -1,18 +1,24 @@
 """The documentation: its code runs, its commands exist, every public name is in it, and the site needs no network."""
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import click
 import matplotlib
+import nbformat
 import pytest
 from click.testing import CliRunner
+from nbclient import NotebookClient
 
 import jaxcircuits as jc
 import weights_conversion
@@ -173,3 +179,85 @@ def test_every_public_name_is_in_the_api():
         assert not wanted - set(shown), "docs/api lacks these names"
         directly = {name for name in shown if name.startswith(f"{package.__name__}.") and name.count(".") == 1}
         assert not directly - wanted - {"jaxcircuits.measures", "jaxcircuits.nulls"}, "these names are not public"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation as it is built; a warning of the builder is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
+    return folder
+
+
+def test_site_is_built_whole(site):
+    """Strictly, with every page, public name and formula, and nothing that another host would be asked for."""
+    pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
+    wanted = {page[5:-3] for page in PAGES if page.startswith("docs/")} | {"CHANGELOG", "CONTRIBUTING"}
+    wanted |= {path.relative_to(ROOT / "docs").as_posix()[:-6] for path in ROOT.glob("docs/notebooks/*.ipynb")}
+    assert set(pages) == {f"{page}.html" for page in wanted} | {"404.html"}
+    api = "".join(text for name, text in pages.items() if name.startswith("api/"))
+    for package in (jc, weights_conversion):
+        for name in package.__all__:
+            assert f'id="{package.__name__}.{name}"' in api
+    formulas = pages["method.html"].count("<math")
+    assert formulas > 50 and not re.search(r"\\[(\[]|\$\$|arithmatex", pages["method.html"])
+    for name, text in pages.items():
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*?src=[\"']?([^\"' >]+)", text)
+        loaded += re.findall(r"<link[^>]*?href=[\"']?([^\"' >]+)", text)
+        assert not [url for url in loaded if url.startswith(("http", "//"))], name
+
+
+@pytest.mark.slow
+def test_site_works_from_disk(site, chromium):
+    """In Chromium: pages load without a request to any host, say nothing on the console, and can be searched."""
+    context = chromium.new_context(viewport={"width": 1300, "height": 850})
+    asked, said = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("console", lambda message: said.append(message.text))
+    context.on("weberror", lambda error: said.append(str(error.error)))
+    page = context.new_page()
+    for name in ("index", "tutorial", "method", "notebooks/first_circuit", "api/judging"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("[...document.images].every((i) => i.loading == 'lazy' || (i.complete && i.naturalWidth))")
+    page.goto((site / "index.html").as_uri())
+    page.locator("input.md-search__input").fill("effective_kernels")
+    page.locator(".md-search-result__link", has_text="effective_kernels").first.wait_for(timeout=20_000)
+    context.close()
+    elsewhere = [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:", "about:"))]
+    assert len(asked) > 20 and not elsewhere and not said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_as_stored(path, tmp_path):
+    """Executed anew, every cell puts out what is stored with it: pictures, and words with their numbers."""
+    stored = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client = NotebookClient(copy.deepcopy(stored), timeout=200, kernel_name="python3", resources=resources)
+    found = client.execute()
+    assert any(cell.get("outputs") for cell in stored.cells)
+    for cell, again in zip(stored.cells, found.cells, strict=True):
+        if cell.cell_type == "code":
+            outputs, others = outcome(cell), outcome(again)
+            assert set(outputs) == set(others), cell.source
+            for kind in set(outputs) & {"stdout", "text/plain"}:
+                assert same_shape(others[kind], outputs[kind]), f"{cell.source}\nputs out\n{others[kind]}"
+
+
+def outcome(cell) -> dict[str, str]:
+    """What a cell put out, by kind: `stdout`, and the types of what it shows."""
+    found: dict[str, str] = {}
+    for output in cell.outputs:
+        assert output.output_type != "error" and output.get("name") != "stderr", output
+        shown = output.get("data") or {output.get("name", ""): output.get("text", "")}
+        for kind, content in shown.items():
+            found[kind] = found.get(kind, "") + content
+    return found
+
+
+def same_shape(a: str, b: str) -> bool:
+    """Whether two texts differ at most in numbers and blanks: of equal circuits another may come first."""
+    return re.sub(r"[-\d.]+|\s+", "", a) == re.sub(r"[-\d.]+|\s+", "", b)
