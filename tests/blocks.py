@@ -19,7 +19,7 @@ class Block(NamedTuple):
         page, line: where its code begins.
         language: what stands behind the fence.
         code: its lines.
-        mark: what a comment above it says: "run", or "not run: WHY".
+        mark: what a comment above it says: "run", "run by tests/NAME.py" (another test does), or "not run: WHY".
         printed: for Python, the `text` block behind it.
     """
 

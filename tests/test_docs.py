@@ -33,14 +33,18 @@ BENCHMARKS = {
     )
 }  # fmt: skip
 LANGUAGES = {"python", "bash", "text"}
-WITH_PYTHON = [page for page in PAGES if page != "README.md" and any(b.language == "python" for b in blocks(page))]
+WITH_PYTHON = [
+    page for page in PAGES if any(b.language == "python" and not b.mark.startswith("run by") for b in blocks(page))
+]
 
 
 def test_every_block_says_what_it_is():
     for page in PAGES:
         for block in blocks(page):
             assert block.language in LANGUAGES, f"{page}:{block.line} is {block.language!r}"
-            assert not block.mark.startswith("not run") or re.fullmatch(r"not run: .{10,}", block.mark), block
+            assert re.fullmatch(r"(run|run by tests/\w+\.py|not run: .{10,}|benchmarks.*|)", block.mark), block
+            if block.mark.startswith("run by"):
+                assert Path(page).name in (ROOT / block.mark.removeprefix("run by ")).read_text(), block
         text = (ROOT / page).read_text()
         assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(blocks(page)), f"{page} has a block in a list"
 
@@ -60,7 +64,7 @@ def test_python_blocks_run(page, load_once, tmp_path, monkeypatch):
     monkeypatch.setattr(matplotlib, "use", lambda *_: None)
     namespace = {"__name__": "page"}
     for block in blocks(page):
-        if block.language != "python" or block.mark.startswith("not run"):
+        if block.language != "python" or block.mark.startswith(("not run", "run by")):
             continue
         # with the page's lines, for tracebacks; "from __future__" of this file must not apply
         code = compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec", dont_inherit=True)
@@ -195,7 +199,8 @@ def site(tmp_path_factory):
 def test_site_is_built_whole(site):
     """Strictly, with every page, public name and formula, and nothing that another host would be asked for."""
     pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
-    wanted = {page[5:-3] for page in PAGES if page.startswith("docs/")} | {"CHANGELOG", "CONTRIBUTING"}
+    wanted = {page[5:-3] for page in PAGES if page.startswith("docs/")}
+    wanted |= {path.stem for path in ROOT.glob("*.md") if path.name != "README.md"}
     wanted |= {path.relative_to(ROOT / "docs").as_posix()[:-6] for path in ROOT.glob("docs/notebooks/*.ipynb")}
     assert set(pages) == {f"{page}.html" for page in wanted} | {"404.html"}
     api = "".join(text for name, text in pages.items() if name.startswith("api/"))
