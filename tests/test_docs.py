@@ -14,7 +14,6 @@ import tomllib
 from pathlib import Path
 
 import click
-import matplotlib
 import nbformat
 import pytest
 from click.testing import CliRunner
@@ -61,7 +60,6 @@ def test_python_blocks_run(page, load_once, tmp_path, monkeypatch):
     """From top to bottom, in one namespace, and print what stands below them."""
     monkeypatch.setattr(jc, "load", load_once)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(matplotlib, "use", lambda *_: None)
     namespace = {"__name__": "page"}
     for block in blocks(page):
         if block.language != "python" or block.mark.startswith(("not run", "run by")):
