@@ -24,6 +24,8 @@ import weights_conversion
 from jaxcircuits.cli import main as command_line
 from tests.blocks import PAGES, ROOT, blocks, commands, same_text
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BENCHMARKS = {
     name: importlib.import_module(f"benchmarks{module}").main
@@ -189,7 +191,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
     return folder
 
@@ -222,12 +224,13 @@ def test_site_works_from_disk(site, chromium):
     context.on("console", lambda message: said.append(message.text))
     context.on("weberror", lambda error: said.append(str(error.error)))
     page = context.new_page()
+    page.set_default_timeout(120_000)
     for name in ("index", "tutorial", "method", "notebooks/first_circuit", "api/judging"):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("[...document.images].every((i) => i.loading == 'lazy' || (i.complete && i.naturalWidth))")
     page.goto((site / "index.html").as_uri())
     page.locator("input.md-search__input").fill("effective_kernels")
-    page.locator(".md-search-result__link", has_text="effective_kernels").first.wait_for(timeout=20_000)
+    page.locator(".md-search-result__link", has_text="effective_kernels").first.wait_for(timeout=120_000)
     context.close()
     elsewhere = [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:", "about:"))]
     assert len(asked) > 20 and not elsewhere and not said
@@ -239,7 +242,7 @@ def test_notebooks_run_as_stored(path, tmp_path):
     """Executed anew, every cell puts out what is stored with it: pictures, and words with their numbers."""
     stored = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    client = NotebookClient(copy.deepcopy(stored), timeout=200, kernel_name="python3", resources=resources)
+    client = NotebookClient(copy.deepcopy(stored), kernel_name="python3", resources=resources)
     found = client.execute()
     assert any(cell.get("outputs") for cell in stored.cells)
     for cell, again in zip(stored.cells, found.cells, strict=True):
