@@ -229,7 +229,7 @@ def test_site_works_from_disk(site, chromium):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("[...document.images].every((i) => i.loading == 'lazy' || (i.complete && i.naturalWidth))")
     page.goto((site / "index.html").as_uri())
-    page.locator("input.md-search__input").fill("effective_kernels")
+    page.locator("input.md-search__input").press_sequentially("effective_kernels")  # it listens to keys
     page.locator(".md-search-result__link", has_text="effective_kernels").first.wait_for(timeout=120_000)
     context.close()
     elsewhere = [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:", "about:"))]
