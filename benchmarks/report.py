@@ -1,12 +1,13 @@
 """The README's figures from JSON: `python -m benchmarks.report benchmarks/results/NAME.json ...`.
 
-They stand between two comments, the first of which names the files:
+The page on speed has the same, and others. They stand between two comments, the first of which names the files:
 
     <!-- benchmarks: benchmarks/results/NAME.json -->
     <!-- /benchmarks -->
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ from benchmarks import plots
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- benchmarks(?:: (?P<files>[^>]*?))? -->\n.*?<!-- /benchmarks -->", re.DOTALL)
+PAGES = ("README.md", "docs/speed.md")  # the first block of each shows the same files
 HEADER = ("case", "jaxcircuits", "reference", "strong", "GFLOP/s", "of matrix rate", "peak memory", "compiling")
+
+PICTURES = ("feature", "steps", "jaxcircuits", "Lucent", "its value: jaxcircuits", "Lucent")
 
 Document = dict[str, Any]
 
@@ -42,6 +46,19 @@ def rows(document: Document) -> list[list[str]]:
     return result
 
 
+def pictures(document: Document) -> list[list[str]]:
+    """The cells of pictures made by gradient ascent, one row a feature, as `PICTURES` names them."""
+    return [
+        [
+            record["feature"],
+            str(record["steps"]),
+            *(f"{seconds:.1f} s" for seconds in record["seconds"]),
+            *(f"{record[which][0]:.0f}" for which in ("jaxcircuits", "lucent")),
+        ]
+        for record in document["rows"]
+    ]
+
+
 def programs(document: Document) -> list[str]:
     """A sentence for start-up and one for conversion."""
     return [
@@ -52,12 +69,15 @@ def programs(document: Document) -> list[str]:
 
 
 def markdown(document: Document, picture: str) -> str:
-    """What stands in the README for one file; `picture` is the plot's path there."""
+    """What stands on a page for one file; `picture` is the plot's path there."""
     hardware = document["hardware"]
     machine = f"{hardware['cpu']}, {hardware['cores']} cores"
     if devices := sorted(set(hardware["devices"]) - {"cpu"}):
         machine = f"{', '.join(devices)}; {machine}"
     versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    if document["kind"] == "visualisation":
+        lines = [_row(PICTURES), _row(["---"] * len(PICTURES)), *map(_row, pictures(document))]
+        return "\n".join([*lines, "", f"{machine}; {versions}."])
     scaling = document["kind"] == "scaling"
     what = "Time and memory over the number of features" if scaling else "How many times as long PyTorch takes"
     lines = [f"![{what}]({picture})", ""]
@@ -75,21 +95,32 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def picture(file: str) -> str:
-    """Where the plot of a JSON file stands, seen from the README."""
-    return f"docs/{Path(file).stem}.png"
+def picture(file: str, page: str = PAGES[0]) -> str:
+    """Where the plot of a JSON file stands, seen from a page."""
+    return os.path.relpath(f"docs/{Path(file).stem}.png", Path(page).parent).replace(os.sep, "/")
 
 
-def block(files: Sequence[str], root: Path = ROOT) -> str:
+def block(files: Sequence[str], root: Path = ROOT, page: str = PAGES[0]) -> str:
     """The comments and what stands between them."""
-    parts = [markdown(json.loads((root / file).read_text()), picture(file)) for file in files]
+    parts = [markdown(json.loads((root / file).read_text()), picture(file, page)) for file in files]
     return "\n\n".join([f"<!-- benchmarks: {' '.join(files)} -->", *parts, "<!-- /benchmarks -->"])
 
 
-def named(readme: str) -> list[str]:
-    """The files that the README's comment names."""
-    found = BLOCK.search(readme)
+def named(text: str) -> list[str]:
+    """The files that the first of a page's comments names."""
+    found = BLOCK.search(text)
     return (found["files"] or "").split() if found else []
+
+
+def filled(text: str, chosen: Sequence[str], root: Path = ROOT, page: str = PAGES[0]) -> str:
+    """A page whose first block shows the chosen files, and every other the files that it names."""
+    first = BLOCK.search(text)
+
+    def of(found: re.Match[str]) -> str:
+        same = first is not None and found.start() == first.start()
+        return block(chosen if same else (found["files"] or "").split(), root, page)
+
+    return BLOCK.sub(of, text)
 
 
 def draw(path: Path, document: Document) -> None:
@@ -111,11 +142,13 @@ def main(files: tuple[str, ...], root: Path) -> None:
         raise click.UsageError("README.md names no files yet; give some")
     if absent := [file for file in chosen if not (root / file).is_file()]:
         raise click.UsageError(f"there is no file {absent[0]!r}")
-    text = block(chosen, root)
+    pages = {page: (root / page).read_text() for page in PAGES if (root / page).exists()}
+    texts = {page: filled(text, chosen, root, page) for page, text in pages.items()}
     for file in chosen:
         draw(root / picture(file), json.loads((root / file).read_text()))
-    path.write_text(BLOCK.sub(lambda _: text, readme, count=1))
-    click.echo(f"{path.name} and {', '.join(picture(file) for file in chosen)} are written")
+    for page, text in texts.items():
+        (root / page).write_text(text)
+    click.echo(f"{' and '.join(texts)}, {', '.join(picture(file) for file in chosen)} are written")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,22 @@ def test_report_writes_table_and_plots(tmp_path):
     )
     for name in re.findall(r"!\[[^]]+\]\((.*?)\)", text):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    # the page on speed has the same, seen from its place, and other figures
+    (tmp_path / "docs" / "speed.md").write_text(
+        "<!-- benchmarks -->\n<!-- /benchmarks -->\n\n<!-- benchmarks: results/made.json -->\n<!-- /benchmarks -->\n"
+    )
+    made = {
+        "feature": "features.3:8",
+        "steps": 128,
+        "jaxcircuits": [263.2, 1],
+        "lucent": [262, 1],
+        "seconds": [2.46, 90],
+    }
+    (tmp_path / "results/made.json").write_text(json.dumps(document("visualisation") | {"rows": [made]}))
+    assert CliRunner().invoke(report.main, ["--root", str(tmp_path)]).exit_code == 0
+    speed = (tmp_path / "docs" / "speed.md").read_text()
+    assert row in speed and "](cases.png)" in speed and "| features.3:8 | 128 | 2.5 s | 90.0 s | 263 | 262 |" in speed
+    (tmp_path / "docs" / "speed.md").unlink()
     # once the README names them, no files need be given, and nothing changes
     assert report.named(text) == files and report.BLOCK.findall(text)
     shutil.rmtree(tmp_path / "docs")
@@ -203,14 +219,15 @@ def test_report_writes_table_and_plots(tmp_path):
     assert (tmp_path / "docs" / "scaling.png").exists()
 
 
-def test_readme_shows_the_figures_of_its_json():
-    readme = (report.ROOT / "README.md").read_text()
-    found = report.BLOCK.search(readme)
-    assert found, "the README has no lines '<!-- benchmarks: FILES -->' and '<!-- /benchmarks -->'"
-    files = report.named(readme)
-    assert files and all(file.startswith("benchmarks/results/") for file in files)
-    assert found[0] == report.block(files)
-    assert all((report.ROOT / report.picture(file)).exists() for file in files)
+@pytest.mark.parametrize("page", report.PAGES)
+def test_pages_show_the_figures_of_their_json(page):
+    text = (report.ROOT / page).read_text()
+    blocks = [found["files"].split() for found in report.BLOCK.finditer(text)]
+    assert blocks, f"{page} has no lines '<!-- benchmarks: FILES -->' and '<!-- /benchmarks -->'"
+    assert all(file.startswith("benchmarks/results/") for files in blocks for file in files)
+    assert report.named(text) == blocks[0] == report.named((report.ROOT / "README.md").read_text())
+    assert report.filled(text, blocks[0], page=page) == text
+    assert all((report.ROOT / page).parent.joinpath(report.picture(file, page)).exists() for file in blocks[0])
 
 
 @pytest.mark.parametrize(
