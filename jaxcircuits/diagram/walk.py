@@ -29,10 +29,10 @@ class Value(NamedTuple):
 
 
 class Walk:
-    """One walk, and the nodes that it finds."""
+    """One walk, and the nodes that it finds; a `strict` one follows divisors as well."""
 
-    def __init__(self, found: Connections):
-        self.found = found
+    def __init__(self, found: Connections, strict: bool = False):
+        self.found, self.strict = found, strict
         self.begins: Mapping[str, tuple[int, bool]] = {}
         self.latest = INPUT
         self.known: dict[tuple[int, ...], int] = {}
@@ -80,7 +80,7 @@ class Walk:
             return [Value(self.mixed(labels[0], axes))] * len(results)
         if all(_fits(shape, v.aval.shape) for v in results for shape in shapes):
             # what is divided by scales and does not feed
-            parts = [part for part in (labels[:1] if name == "div" else labels) if part is not None]
+            parts = [part for part in (labels[:1] if name == "div" and not self.strict else labels) if part is not None]
             sign = "+" if name in ("add", "add_any", "sub") else "×"
             return [Value(self.joined(sign, parts, len(v.aval.shape)) if parts else None) for v in results]
         every = [part.reshape(-1) for part in labels if part is not None]
