@@ -94,7 +94,7 @@ class Skeleton:
         def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
             for path, value in given.items():
                 if ".".join(path[1:-1]) == name:
-                    found[path[0], name, path[-1]] = value if index is None else value[index]
+                    found[path[0], name, path[-1]] = value if index is None else np.asarray(value)[index]
             return x
 
         def leaf(path: Path) -> Array:

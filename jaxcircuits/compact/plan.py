@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxcircuits.ablation import check_offsets
 from jaxcircuits.circuit import Circuit
@@ -70,11 +71,13 @@ class Plan(NamedTuple):
     Attributes:
         slices: {layer: what is left}, in call order; layers without a wanted channel are not there.
         target: the feature's layer, the last one.
+        layers: of the whole network, those that are called once.
         variables: of the whole network, masks multiplied in.
     """
 
     slices: dict[str, Slice]
     target: str
+    layers: dict[str, Layer]
     variables: Variables
 
 
@@ -99,7 +102,8 @@ def plan(model: Model, circuit: Circuit) -> Plan:
     paths = _Paths(connections(network, model.variables, tuple(network.layers), strict=True), network)
     kernels = {name: np.asarray(network.layers[name].weight(masked)) for name in names}
     moves = paths.from_pixels(kernels)
-    observed = _observed(network, tuple(names), masked, offsets)
+    image = jnp.zeros((1, *network.image_shape))  # not a constant, or XLA computes with it for minutes
+    observed = _observed(network, tuple(names), masked, image, offsets)
     slices: dict[str, Slice] = {}
 
     def what_it_reads(name: str, wanted: np.ndarray) -> np.ndarray:
@@ -116,7 +120,8 @@ def plan(model: Model, circuit: Circuit) -> Plan:
         return slices[name].wanted
 
     paths.to_feature(target, what_it_reads)
-    return Plan({name: slices[name] for name in names if name in slices}, target, masked)
+    left = {name: slices[name] for name in names if name in slices}
+    return Plan(left, target, {name: la for name, la in network.layers.items() if not la.trouble}, masked)
 
 
 class _Paths:
@@ -246,11 +251,13 @@ def _evened(chosen: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("network", "names"))
-def _observed(network: Network, names: tuple[str, ...], variables: Variables, offsets: Masks) -> dict[str, tuple]:
+def _observed(
+    network: Network, names: tuple[str, ...], variables: Variables, image: Array, offsets: Masks
+) -> dict[str, tuple]:
     """`Seen` of each layer in one run of the network; what does not depend on the image is so on any."""
     probes = {n: probe + offsets[n] for n, probe in network.probes(tuple(offsets), 1).items()}
     with jax.default_matmul_precision("highest"):
-        inputs = network.run(variables, jnp.zeros((1, *network.image_shape)), probes)
+        inputs = network.run(variables, image, probes)
         found = {}
         for name in names:
             layer, x = network.layers[name], inputs[name]
