@@ -11,12 +11,14 @@ that computes it. Images and weights become scores, scores masks, masks circuits
     r = jc.correlation(model, images, features, masks)
 """
 
+from jaxcircuits import pytorch
 from jaxcircuits.ablation import mean_offsets
 from jaxcircuits.atlas.building import build_atlas
 from jaxcircuits.atlas.reading import Atlas
 from jaxcircuits.atlas.verifying import verify as verify_atlas
 from jaxcircuits.bridge import from_nnx
 from jaxcircuits.circuit import Circuit
+from jaxcircuits.compact import compact
 from jaxcircuits.compare import compare
 from jaxcircuits.comparison import Comparison
 from jaxcircuits.data import Images, read_images
@@ -60,6 +62,7 @@ __all__ = [
     "Visualisation",
     "against_nulls",
     "build_atlas",
+    "compact",
     "compare",
     "complement",
     "correlation",
@@ -75,6 +78,7 @@ __all__ = [
     "load",
     "masks_at",
     "mean_offsets",
+    "pytorch",
     "random_masks",
     "read_images",
     "receptive_fields",

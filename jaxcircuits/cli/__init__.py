@@ -1,9 +1,9 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
-circuits.py makes, judges and exports circuits, compare.py compares criteria, atlas.py makes and query.py asks atlases,
-drawings.py draws circuits, pictures.py what drives features, subcircuits.py divides them, networks.py shows and
-converts networks; common.py has what commands share, recorded.py what they take from manifests, screen.py what is
-printed.
+circuits.py makes, judges and exports circuits, importing.py makes them of what other programs saved, compare.py
+compares criteria, atlas.py makes and query.py asks atlases, drawings.py draws circuits, pictures.py what drives
+features, subcircuits.py divides them, networks.py shows and converts networks; common.py has what commands share,
+recorded.py what they take from manifests, screen.py what is printed.
 """
 
 import click
@@ -14,14 +14,15 @@ from jaxcircuits.cli.circuits import evaluate, export, extract
 from jaxcircuits.cli.common import Group
 from jaxcircuits.cli.compare import compare
 from jaxcircuits.cli.drawings import draw, report
+from jaxcircuits.cli.importing import import_
 from jaxcircuits.cli.networks import convert, info
 from jaxcircuits.cli.pictures import pictures
 from jaxcircuits.cli.query import query
 from jaxcircuits.cli.subcircuits import subcircuits
 
 __all__ = [
-    "atlas", "compare", "convert", "draw", "evaluate", "export", "extract", "info", "main", "pictures", "query",
-    "report", "subcircuits",
+    "atlas", "compare", "convert", "draw", "evaluate", "export", "extract", "import_", "info", "main", "pictures",
+    "query", "report", "subcircuits",
 ]  # fmt: skip
 
 
@@ -39,6 +40,6 @@ def main() -> None:
 
 
 for command in (
-    extract, evaluate, compare, atlas, query, draw, report, pictures, subcircuits, export, convert, info,
+    extract, evaluate, compare, atlas, query, draw, report, pictures, subcircuits, export, import_, convert, info,
 ):  # fmt: skip
     main.add_command(command)

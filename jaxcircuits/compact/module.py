@@ -163,7 +163,7 @@ class Compact(nn.Module):
 
 
 def compact(model: Model, circuit: Circuit) -> Model:
-    """A smaller network that computes a circuit's feature: its dead channels are gone, and what comes after the feature.
+    """A smaller network that computes a circuit's feature, without dead channels and what comes after the feature.
 
     It computes what the network with the circuit's masks and offsets does, but for rounding, for every image; at other
     sizes than the nominal one as well. A channel is left out if it cannot reach the feature, if it is zero for every

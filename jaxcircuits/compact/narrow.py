@@ -277,13 +277,12 @@ def _concatenate(equation, values, shapes, results) -> list[Known] | None:
 
 def _stack(equation, values, shapes, results) -> list[Known] | None:
     a = equation.params["axis"]
-    shapes = [(*shape[:a], 1, *shape[a:]) for shape in shapes]
     parts = []
-    for value, shape in zip(values, shapes, strict=True):
+    for value in values:
         if not isinstance(value, Part) or a != value.axis + len(value.whole):
             return None
         parts.append(value._replace(whole=(*value.whole, 1)))
-    return _joined(parts, shapes, a)
+    return _joined(parts, [(*shape[:a], 1, *shape[a:]) for shape in shapes], a)
 
 
 def _joined(values, shapes, along: int) -> list[Known] | None:

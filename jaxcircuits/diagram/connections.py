@@ -20,9 +20,7 @@ from jaxcircuits.layers import Variables
 from jaxcircuits.taps import Network
 
 
-def connections(
-    network: Network, variables: Variables, scored: Sequence[str], *, strict: bool = False
-) -> Connections:
+def connections(network: Network, variables: Variables, scored: Sequence[str], *, strict: bool = False) -> Connections:
     """What is connected to what.
 
     Args:

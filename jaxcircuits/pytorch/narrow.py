@@ -189,9 +189,9 @@ class _Walk:
             index = np.where(first.index[:, None] < 0, -1, first.index[:, None] * behind + np.arange(behind))
             flat = self.graph.call_function(torch.flatten, (first.node, 1))
             return Part(flat, 1, first.size * behind, index.reshape(-1))
-        if target in ("mean", torch.mean) and rest and isinstance(rest[0], list | tuple) and four and first.axis == 1:
-            if all(a % 4 > 1 for a in rest[0]):
-                return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), node.kwargs))
+        over = rest[0] if rest and isinstance(rest[0], list | tuple) else ()
+        if target in ("mean", torch.mean) and over and four and first.axis == 1 and all(a % 4 > 1 for a in over):
+            return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), node.kwargs))
         if target in ("permute", torch.permute):
             order = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
             permuted = self.graph.call_function(torch.permute, (first.node, order))
