@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +210,20 @@ def test_on_the_command_line(alexnet, tmp_path, monkeypatch):
     check(session.run(None, {"images": nchw(pictures).numpy()})[0], wanted)
     found = run("export", row["circuit"], "--onnx")
     assert found.exit_code == 2 and "exists; --force" in found.stderr
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
+    torchvision()
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "pytorch.md").read_text()
+    space = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "pytorch.md", "exec"), space)
+    outputs, judged = capsys.readouterr().out.splitlines()
+    assert outputs.startswith("{'features.0': ") and outputs.endswith("'features.10': 1}")
+    in_flax, in_torch = space["in_flax"], space["in_torch"].numpy().transpose(0, 2, 3, 1)
+    assert np.abs(in_flax - in_torch).max() < 1e-5 * np.abs(in_torch).max()
+    kept, effective, r = judged.split()
+    assert int(kept) == space["circuit"].manifest["kept"] and int(effective) == space["circuit"].manifest["effective"]
+    assert float(r) == pytest.approx(space["circuit"].manifest["correlation"], abs=1e-5)
