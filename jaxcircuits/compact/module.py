@@ -165,8 +165,7 @@ class Compact(nn.Module):
 def compact(model: Model, circuit: Circuit) -> Model:
     """A smaller network that computes a circuit's feature, without dead channels and what comes after the feature.
 
-    It computes what the network with the circuit's masks and offsets does, but for rounding, for every image; at other
-    sizes than the nominal one as well. A channel is left out if it cannot reach the feature, if it is zero for every
+    It computes what the network with the circuit's masks and offsets does, but for rounding, for every image. A channel is left out if it cannot reach the feature, if it is zero for every
     image where it is read, or if it is the same for every image and position and is read by a layer that pads nothing:
     what it adds stands in biases then. Other channels that do not depend on the image lose their kernels and stay.
 

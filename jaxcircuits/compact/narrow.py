@@ -56,6 +56,7 @@ class Part(NamedTuple):
 
 
 Known = Any  # an Array or a Part
+LOOPS = ("scan", "while", "cond")
 
 
 def whole(value: Known) -> Array:
@@ -112,7 +113,7 @@ class Leaf(NamedTuple):
 
 def _inner(equation) -> Any:
     """The closed jaxpr that an equation calls once, if it does."""
-    if equation.primitive.name in ("scan", "while", "cond", "custom_root", "custom_linear_solve"):
+    if equation.primitive.name in LOOPS:
         return None
     found = next((v for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
     if found is None or hasattr(found, "consts"):

@@ -51,14 +51,14 @@ def masked(network: nn.Module, circuit: Circuit) -> Masked:
         circuit: any.
 
     Raises:
-        InputError: the network lacks a layer of the circuit's, or its shape is another.
+        InputError: the network lacks a layer of the circuit's, its shape is another, or it is masked already.
     """
     need_torch("masking a PyTorch network")
     from torch.nn.utils import parametrize
 
     from jaxcircuits.pytorch.parts import Mask
 
-    found = list(_layers(network, circuit))
+    found = list(_layers(network, circuit, alone=True))
     for layer, mask, _ in found:
         parametrize.register_parametrization(layer, "weight", Mask(mask), unsafe=True)  # it keeps shape and type
     return Masked([layer for layer, _, _ in found], _offset(found))
@@ -82,7 +82,7 @@ def prune(network: nn.Module, circuit: Circuit) -> list[RemovableHandle]:
     need_torch("pruning a PyTorch network")
     from torch.nn.utils import prune as torch_prune
 
-    found = list(_layers(network, circuit))
+    found = list(_layers(network, circuit, alone=False))
     for layer, mask, _ in found:
         torch_prune.custom_from_mask(layer, "weight", mask.to(layer.weight.device).expand_as(layer.weight))
     return _offset(found)
@@ -97,8 +97,11 @@ def _offset(found: list[tuple[Any, Any, Any]]) -> list[RemovableHandle]:
     return [layer.register_forward_hook(hook(offset)) for layer, _, offset in found if offset is not None]
 
 
-def _layers(network: nn.Module, circuit: Circuit) -> Iterator[tuple[Any, Any, Any]]:
-    """Each layer of a circuit in a network, its mask and its offset, if there is one, of shapes that broadcast."""
+def _layers(network: nn.Module, circuit: Circuit, *, alone: bool) -> Iterator[tuple[Any, Any, Any]]:
+    """Each layer of a circuit in a network, its mask and its offset, if there is one, of shapes that broadcast.
+
+    With `alone`, nothing else may have been done to a layer's weight.
+    """
     import torch
 
     known = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
@@ -111,6 +114,8 @@ def _layers(network: nn.Module, circuit: Circuit) -> Iterator[tuple[Any, Any, An
                 f"the circuit's mask of {name!r} is {by_output.shape}, outputs by inputs; "
                 f"the PyTorch network's layer is {tuple(layer.weight.shape[:2])}"
             )
+        if alone and "weight" not in dict(layer.named_parameters(recurse=False)):
+            raise InputError(f"the weight of {name!r} in the PyTorch network is pruned, masked or parametrised already")
         ones = (1,) * (layer.weight.ndim - 2)
         offset = None if circuit.offsets is None else circuit.offsets.get(name)
         if offset is not None:

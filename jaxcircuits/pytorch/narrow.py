@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,10 +64,9 @@ class Tracer(fx.Tracer):
     """Sees through torchvision's own modules, but not into a channel shuffle."""
 
     def __init__(self):
-        from torchvision.models import shufflenetv2
-
-        self.shuffle = shufflenetv2.channel_shuffle
-        super().__init__(autowrap_functions=(self.shuffle,))
+        # whoever has a ShuffleNet has imported it
+        self.shuffle = getattr(sys.modules.get("torchvision.models.shufflenetv2"), "channel_shuffle", None)
+        super().__init__(autowrap_functions=(self.shuffle,) if self.shuffle else ())
 
 
 def narrowed(network: nn.Module, plan: Plan, image_shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -93,7 +93,7 @@ def narrowed(network: nn.Module, plan: Plan, image_shape: tuple[int, int, int]) 
 
 
 class _Walk:
-    def __init__(self, network: nn.Module, plan: Plan, shuffle: Callable):
+    def __init__(self, network: nn.Module, plan: Plan, shuffle: Callable | None):
         self.network, self.plan, self.shuffle = network, plan, shuffle
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}  # modules and tensors by name
@@ -180,7 +180,7 @@ class _Walk:
         if target in PLACE_FUNCTIONS or (target in POOL_FUNCTIONS and four and first.axis == 1):
             kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
             return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), kwargs))
-        if target is self.shuffle:
+        if target is self.shuffle and self.shuffle is not None:
             return self.shuffled(first, *rest, **node.kwargs)
         if target in ("chunk", torch.chunk) and (rest[1:] or (node.kwargs.get("dim", 0),))[0] == first.axis:
             return self.chunked(first, rest[0] if rest else node.kwargs["chunks"])

@@ -42,10 +42,18 @@ def torchvision_network(model: Model) -> nn.Module:
 
 
 def fill(network: nn.Module, variables: Variables, *, missing: tuple[str, ...] = ()) -> None:
-    """Put all weights into a network that it has a place for; a head of other classes keeps its own."""
+    """Put all weights into a network that it has a place for; a head of other classes keeps its own.
+
+    Raises:
+        InputError: there is a variable that PyTorch has no name for.
+    """
     import torch
 
     there = network.state_dict()
-    state = {k: torch.from_numpy(v.copy()) for k, v in to_torch(variables, missing=missing).items() if k in there}
+    try:
+        given = to_torch(variables, missing=missing)
+    except ConversionError as error:  # a module of the user's own
+        raise InputError(f"the model's weights have no place in a PyTorch network: {error}") from None
+    state = {k: torch.from_numpy(v.copy()) for k, v in given.items() if k in there}
     there |= {k: v for k, v in state.items() if v.shape == there[k].shape}  # as it is, with its metadata
     network.load_state_dict(there)
