@@ -165,9 +165,10 @@ class Compact(nn.Module):
 def compact(model: Model, circuit: Circuit) -> Model:
     """A smaller network that computes a circuit's feature, without dead channels and what comes after the feature.
 
-    It computes what the network with the circuit's masks and offsets does, but for rounding, for every image. A channel is left out if it cannot reach the feature, if it is zero for every
-    image where it is read, or if it is the same for every image and position and is read by a layer that pads nothing:
-    what it adds stands in biases then. Other channels that do not depend on the image lose their kernels and stay.
+    It computes what the network with the circuit's masks and offsets does, but for rounding, for every image. A channel
+    is left out if it cannot reach the feature, if it is zero for every image where it is read, or if it is the same for
+    every image and position and is read by a layer that pads nothing: what it adds stands in biases then. Other
+    channels that do not depend on the image lose their kernels and stay.
 
     Args:
         model: the full network.
