@@ -1,15 +1,20 @@
 """Compact circuits, in Flax and in PyTorch, against the whole network with its weights masked."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import jaxcircuits as jc
 from jaxcircuits.compact.plan import plan
-from jaxcircuits.models import ARCHITECTURES
+from jaxcircuits.gradients import activations
+from jaxcircuits.models import ARCHITECTURES, inception_v1
 from jaxcircuits.pytorch import narrow
+from jaxcircuits.taps import with_masks
 from tests import twins
+from tests.test_families import Blocks
 from tests.test_models import random_oracle
 from tests.torchvision_oracle import torchvision
 from weights_conversion import to_flax
@@ -35,6 +40,9 @@ def circuit(model, layer, channel=0, *, seed=0, keep=0.6, dead=0.4, direction=No
 
 def expected(network, made, images):
     """The feature's maps (N, H, W), by PyTorch on masked weights."""
+    for part in network.modules():  # or the ReLU after the layer writes over what is looked at
+        if hasattr(part, "inplace"):
+            part.inplace = False
     masks = {name: mask.T for name, mask in made.masks.items()}
     y = twins.with_kernels(network, masks, made.offsets)(images)[made.manifest["feature"]["layer"]].numpy()
     y = y.reshape(*y.shape[:2], *(y.shape[2:] or (1, 1)))
@@ -165,6 +173,49 @@ def test_alexnet(alexnet):
     outputs = {name: layer.outputs for name, layer in compact.layers.items()}
     assert list(outputs) == ["features.0", "features.3", "features.6", "features.8", "features.10"]
     assert all(outputs[name] < alexnet.layers[name].outputs for name in outputs)
+
+
+def in_flax(model, made, images):
+    """The feature's maps (N, H, W), by the whole network in Flax, with masked weights."""
+    network = model.network(images.shape[1:])
+    layer = network.layers[made.manifest["feature"]["layer"]]
+
+    @jax.jit
+    def run(images):
+        masked = with_masks(network, model.variables, made.masks)
+        return activations(layer, masked, network.run(masked, images)[layer.name], made.features.matrix(layer.outputs))
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(run(images))[0]
+
+
+class Odd(nn.Module):
+    """What is not in torchvision: a norm over neighbouring channels, a loop, channels in reverse, a layer scale."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = inception_v1.local_response_norm(nn.relu(nn.Conv(6, (3, 3), padding=1, name="a")(x)))
+        x = nn.relu(nn.Conv(6, (1, 1), name="b")(x))[..., ::-1]
+        x = jax.lax.fori_loop(0, 2, lambda _, y: y + jnp.roll(y, 1, -1), x)
+        x = nn.Conv(6, (3, 3), padding=1, feature_group_count=3, name="c")(x)
+        x = nn.GroupNorm(2, name="norm")(x) * self.param("scale", nn.initializers.ones, (6,))
+        x = x.reshape(*x.shape[:-1], 3, 2).swapaxes(-1, -2).reshape(x.shape)
+        x = jnp.concatenate([x[:, ::2, ::2, 1:5], nn.avg_pool(x, (2, 2), (2, 2))], -1)
+        return nn.Dense(4, name="target")(nn.gelu(x).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("kind", ["branches", "gates", "norms", "odd"])
+def test_in_blocks_of_all_families(kind):
+    module = Odd() if kind == "odd" else Blocks(kind)
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
+    model = jc.Model(module, twins.random_variables(module, images.shape), input_size=8)
+    moved, sizes = 0, []
+    for seed in range(2):
+        made = circuit(model, "target", 1, seed=seed, keep=(0.9, 0.5)[seed], dead=0.3)
+        compact = jc.compact(model, made)
+        moved += check(compact(images), in_flax(model, made, images))
+        sizes.append(sum(a.size for a in jax.tree.leaves(compact.variables)))
+    assert moved and sizes[1] < sum(a.size for a in jax.tree.leaves(model.variables))
 
 
 # a feature with much before it, by family

@@ -6,15 +6,16 @@ network shows it. It is *wanted* if a path leads from it to the feature. Paths a
 
 A fixed output that is the same everywhere loses its kernels and keeps its value as bias. A fixed input that is zero
 everywhere is left out; so is one that is the same everywhere, if the layer pads nothing: what it adds to each output
-goes into the bias. All else that is wanted stays.
+goes into the bias. All else that is wanted stays. (The mean of a fixed map that differs at its border is one number,
+but another for images of another size: such a one stays.)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,9 +102,20 @@ def plan(model: Model, circuit: Circuit) -> Plan:
     offsets = {n: jnp.asarray(a) for n, a in (circuit.offsets or {}).items() if n in names}
     paths = _Paths(connections(network, model.variables, tuple(network.layers), strict=True), network)
     kernels = {name: np.asarray(network.layers[name].weight(masked)) for name in names}
-    moves = paths.from_pixels(kernels)
+    kept = {name: (kernel != 0).any(0) for name, kernel in kernels.items()}
+    moves = paths.forward(True, np.any, lambda name, x: name in kept and _any(network.layers[name], kept[name], x))
     image = jnp.zeros((1, *network.image_shape))  # not a constant, or XLA computes with it for minutes
-    observed = _observed(network, tuple(names), masked, image, offsets)
+    seen = _observed(network, tuple(names), masked, image, offsets)
+    observed = {name: Seen(*map(np.asarray, found)) for name, found in seen.items()}
+
+    def is_even(name: str, even: np.ndarray) -> Any:
+        """Which outputs are the same everywhere; a map of one position shows it only of what it is made of."""
+        if name not in kept:
+            return False
+        layer, same = network.layers[name], _same(observed[name].least_out, observed[name].most_out)
+        return same & ~_any(layer, kept[name], ~even) if layer.positions == (1, 1) else same
+
+    even = paths.forward(False, np.all, is_even)
     slices: dict[str, Slice] = {}
 
     def what_it_reads(name: str, wanted: np.ndarray) -> np.ndarray:
@@ -114,9 +126,9 @@ def plan(model: Model, circuit: Circuit) -> Plan:
             layer, kernel, bias = _feature(layer, kernel, bias, features.matrix(layer.outputs)[0])
             wanted, fixed = np.ones(1, bool), np.zeros(1, bool)
         else:
-            fixed = ~moves[paths.nodes(name)]
-        moving = moves[paths.sources(name)]
-        slices[name] = _slice(layer, kernel, bias, wanted, fixed, moving, Seen(*map(np.asarray, observed[name])))
+            fixed = (even & ~moves)[paths.nodes(name)]
+        sources = paths.sources(name)
+        slices[name] = _slice(layer, kernel, bias, wanted, fixed, moves[sources], even[sources], observed[name])
         return slices[name].wanted
 
     paths.to_feature(target, what_it_reads)
@@ -148,26 +160,26 @@ class _Paths:
     def parents(self, node: int) -> list[int]:
         return list(self.found.parents.get(node, ()))
 
-    def from_pixels(self, kernels: dict[str, np.ndarray]) -> np.ndarray:
-        """Which nodes depend on the image, through kernels (K, I, O) that are not zero."""
-        moves = np.zeros(len(self.found.nodes) + 1, bool)
+    def forward(self, pixels: bool, join: Callable[..., Any], of_layer: Callable[[str, np.ndarray], Any]) -> np.ndarray:
+        """A bool for each node, from the pixels' on: joined from those of its parents where values come together, and
+        for a layer's outputs (O,) made by `of_layer` of the layer's name and those of its inputs (C,)."""
+        values = np.full(len(self.found.nodes) + 1, join(()))
 
-        def join(nodes: Sequence[int] | np.ndarray) -> None:
+        def joined(nodes: Iterable[int]) -> None:
             for node in nodes:
                 if parents := self.parents(node):
-                    moves[node] = moves[parents].any()
+                    values[node] = join(values[parents])
 
         for name, kind, nodes in self.blocks():
-            if kind != "layer":
-                moves[nodes] = kind == INPUT
-                join(nodes)
-            elif name in kernels:
-                layer, sources = self.layers[name], self.sources(name)
-                join(sources[sources >= nodes[0]])  # found last: positions that come from different nodes
-                kept = (kernels[name] != 0).any(0).reshape(layer.inputs, layer.groups, -1)
-                seen = moves[sources].reshape(layer.groups, layer.inputs)
-                moves[nodes] = np.einsum("igo,gi->go", kept, seen).reshape(-1)
-        return moves
+            if kind == INPUT:
+                values[nodes] = pixels
+            elif kind != "layer":
+                joined(nodes)
+            else:
+                sources = self.sources(name)
+                joined(sources[sources >= nodes[0]])  # found last: positions that come from different nodes
+                values[nodes] = of_layer(name, values[sources])
+        return values
 
     def to_feature(self, target: str, what_it_reads) -> None:
         """Calls `what_it_reads(layer, wanted outputs)` for each layer on a path to the target, from there on back."""
@@ -202,22 +214,22 @@ def _slice(
     wanted: np.ndarray,
     fixed: np.ndarray,
     moving: np.ndarray,
+    even: np.ndarray,
     seen: Seen,
 ) -> Slice:
     """What is left of a layer.
 
     Args:
         kernel, bias: (K, I, O) and (O,).
-        wanted, fixed: (O,), which outputs are wanted, which do not depend on the image.
-        moving: (C,), which inputs do.
+        wanted, fixed: (O,), which outputs are wanted, which are the same for every image and everywhere.
+        moving, even: (C,), which inputs depend on the image, which do not and come from what is the same everywhere.
         seen: in one run.
     """
     groups, window = layer.groups, len(kernel)
-    fixed = fixed & _same(seen.least_out, seen.most_out)[: len(fixed)]
     bias = np.where(fixed, seen.most_out[: len(fixed)], bias)
     kernel = np.where(fixed, 0, kernel).reshape(window, layer.inputs, groups, -1)
     zero = ~moving & (seen.least_in == 0) & (seen.most_in == 0)
-    same = ~moving & _same(seen.least_in, seen.most_in) & (not np.any(layer.padding))
+    same = ~moving & even & _same(seen.least_in, seen.most_in) & (not np.any(layer.padding))
     values = np.where(same, seen.most_in, 0).reshape(groups, -1)
     bias = bias + np.einsum("kigo,gi->go", kernel, values, dtype=np.float64).reshape(-1)
     kernel = kernel * ~(zero | same).reshape(groups, -1).T[:, :, None]
@@ -240,6 +252,12 @@ def _slice(
     )
 
 
+def _any(layer: Layer, kept: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Which outputs (O,) any of these inputs (C,) reaches through kept kernels (I, O)."""
+    seen, kept = inputs.reshape(layer.groups, layer.inputs), kept.reshape(layer.inputs, layer.groups, -1)
+    return np.einsum("igo,gi->go", kept, seen).reshape(-1)
+
+
 def _same(least: np.ndarray, most: np.ndarray) -> np.ndarray:
     return most - least <= SAME * np.maximum(np.abs(most), np.abs(least))
 
@@ -252,7 +270,7 @@ def _evened(chosen: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("network", "names"))
 def _observed(
-    network: Network, names: tuple[str, ...], variables: Variables, image: Array, offsets: Masks
+    network: Network, names: Sequence[str], variables: Variables, image: Array, offsets: Masks
 ) -> dict[str, tuple]:
     """`Seen` of each layer in one run of the network; what does not depend on the image is so on any."""
     probes = {n: probe + offsets[n] for n, probe in network.probes(tuple(offsets), 1).items()}
