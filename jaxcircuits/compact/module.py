@@ -14,7 +14,8 @@ from flax import traverse_util
 from jax import Array
 
 from jaxcircuits.circuit import Circuit
-from jaxcircuits.compact.narrow import Known, Leaf, Part, Walk, pick, whole
+from jaxcircuits.compact.narrow import Leaf, Walk
+from jaxcircuits.compact.parts import Known, Part, pick, whole
 from jaxcircuits.compact.plan import Plan, Slice, plan
 from jaxcircuits.model import Model
 from jaxcircuits.taps import LAYER, NORM, Network, Traced, traced

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcircuits.circuit import Circuit, finite
@@ -147,7 +148,7 @@ def read_scores(path: str | Path, model: Model, feature: Features | str, *, crit
     kernels = _before(feature, read_kernels(path, model), model)
     layers = scored_layers(model.network(), feature.layer, tuple(kernels))
     relevant = relevant_kernels(model, feature, layers=layers)
-    values = {name: np.where(np.asarray(relevant[name]), kernels[name][None], 0) for name in layers}
+    values = {name: jnp.where(relevant[name], kernels[name][None], 0) for name in layers}
     record = Record(criterion, None, feature.objective, 0, None, "float32")
     return Scores(values, relevant, layers, record)
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from jaxcircuits.compact.plan import Plan
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Layer
+from jaxcircuits.pytorch.parts import like
 
 # what works channel by channel, and place by place, whatever the channels' axis
 PLACES = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Dropout, nn.Identity)
@@ -131,7 +132,7 @@ class _Walk:
         return self.graph.node_copy(node, lambda argument: self.whole(self.known[argument]))
 
     def module(self, node: fx.Node) -> Any:
-        module, name, x = self.network.get_submodule(str(node.target)), str(node.target), self.known[node.args[0]]
+        module, name, x = self.network.get_submodule(str(node.target)), str(node.target), self.known[_given(node)[0]]
         if isinstance(module, nn.Conv2d | nn.Linear) and name in self.plan.layers:
             return self.layer(node, module, name, x)
         if isinstance(x, Part) and isinstance(module, nn.BatchNorm2d) and x.axis == 1:
@@ -141,7 +142,7 @@ class _Walk:
             return x._replace(node=self.call(name, small, x.node))
         copied = copy.deepcopy(module)
         if hasattr(copied, "inplace"):
-            copied.inplace = False  # values may be shared otherwise than in the whole network
+            setattr(copied, "inplace", False)  # noqa: B010  # values may be shared otherwise than in the whole network
         alone = isinstance(module, PLACES) or (isinstance(module, POOLS) and isinstance(x, Part) and x.axis == 1)
         if isinstance(x, Part) and alone:
             return x._replace(node=self.call(name, copied, x.node))
@@ -152,46 +153,47 @@ class _Walk:
         axis, size = (1, module.out_channels) if isinstance(module, nn.Conv2d) else (-1, module.out_features)
         axis %= len(_shape(node))
         left = self.plan.slices.get(name)
-        channels = _shape(node.args[0])[axis]
+        channels = _shape(_given(node)[0])[axis]
         _check(name, channels, size, self.plan.layers[name])
         if left is None:
-            small = _like(module, torch.zeros(1, 1, *module.weight.shape[2:]), None, 1)
+            small = like(module, torch.zeros(1, 1, *module.weight.shape[2:]), None, 1)
             return Part(self.call(name, small, self.pick(x, axis, channels, NONE)), axis, size, NONE)
         kernel = torch.from_numpy(np.ascontiguousarray(left.kernel.transpose(3, 2, 0, 1)))
         bias = None if left.bias is None else torch.from_numpy(left.bias.copy())
-        small = _like(module, kernel if isinstance(module, nn.Conv2d) else kernel[:, :, 0, 0], bias, left.groups)
+        small = like(module, kernel if isinstance(module, nn.Conv2d) else kernel[:, :, 0, 0], bias, left.groups)
         return Part(self.call(name, small, self.pick(x, axis, channels, left.reads)), axis, size, left.gives)
 
     def function(self, node: fx.Node) -> Any:
         """What a function or method makes of parts; None if it needs whole values."""
         target: Any = node.target
-        first = self.known.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        given, options = _given(node), dict(node.kwargs)
+        first = self.known.get(given[0]) if given and isinstance(given[0], fx.Node) else None
         if getattr(target, "__name__", "") == "stochastic_depth":  # which does nothing but in training
             return first
         if target in JOINS:
             return self.joined(node)
-        if target is torch.cat and (node.args[1:] or (node.kwargs.get("dim", 0),))[0] == 1:
+        if target is torch.cat and (given[1:] or (options.get("dim", 0),))[0] == 1:
             return self.concatenated(node)
         if target is operator.getitem and isinstance(first, list):
-            return first[node.args[1]]
+            return first[given[1]]
         if not isinstance(first, Part):
             return None
-        rest, four = tuple(node.args[1:]), len(_shape(node.args[0])) == 4
+        rest, four = tuple(given[1:]), len(_shape(given[0])) == 4
         if target in PLACE_FUNCTIONS or (target in POOL_FUNCTIONS and four and first.axis == 1):
-            kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+            kwargs = {k: v for k, v in options.items() if k != "inplace"}
             return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), kwargs))
         if target is self.shuffle and self.shuffle is not None:
-            return self.shuffled(first, *rest, **node.kwargs)
-        if target in ("chunk", torch.chunk) and (rest[1:] or (node.kwargs.get("dim", 0),))[0] == first.axis:
-            return self.chunked(first, rest[0] if rest else node.kwargs["chunks"])
-        if target in ("flatten", torch.flatten) and (rest or (node.kwargs.get("start_dim", 0),))[0] == first.axis == 1:
-            behind = int(np.prod(_shape(node.args[0])[2:]))
+            return self.shuffled(first, *rest, **options)
+        if target in ("chunk", torch.chunk) and (rest[1:] or (options.get("dim", 0),))[0] == first.axis:
+            return self.chunked(first, rest[0] if rest else options["chunks"])
+        if target in ("flatten", torch.flatten) and (rest or (options.get("start_dim", 0),))[0] == first.axis == 1:
+            behind = int(np.prod(_shape(given[0])[2:]))
             index = np.where(first.index[:, None] < 0, -1, first.index[:, None] * behind + np.arange(behind))
             flat = self.graph.call_function(torch.flatten, (first.node, 1))
             return Part(flat, 1, first.size * behind, index.reshape(-1))
         over = rest[0] if rest and isinstance(rest[0], list | tuple) else ()
         if target in ("mean", torch.mean) and over and four and first.axis == 1 and all(a % 4 > 1 for a in over):
-            return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), node.kwargs))
+            return first._replace(node=self.graph.create_node(node.op, target, (first.node, *rest), options))
         if target in ("permute", torch.permute):
             order = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
             permuted = self.graph.call_function(torch.permute, (first.node, order))
@@ -200,7 +202,7 @@ class _Walk:
 
     def joined(self, node: fx.Node) -> Any:
         """Channels that all operands have; one that is the same for all channels has every one."""
-        operands = [self.known[a] if isinstance(a, fx.Node) else a for a in node.args]
+        operands = [self.known[a] if isinstance(a, fx.Node) else a for a in _given(node)]
         parts = [operand for operand in operands if isinstance(operand, Part)]
         if not parts or node.kwargs or any((p.axis, p.size) != (parts[0].axis, parts[0].size) for p in parts):
             return None
@@ -210,18 +212,18 @@ class _Walk:
                 index = np.intersect1d(index, part.index)
         index = index[index >= 0] if (index >= 0).any() else NONE
         taken = []
-        for operand, old in zip(operands, node.args, strict=True):
+        for operand, old in zip(operands, _given(node), strict=True):
             own = axis - len(_shape(node)) + len(_shape(old)) if isinstance(old, fx.Node) else -1
             alike = own < 0 or _shape(old)[own] == 1
             taken.append(operand if alike else self.pick(operand, own, size, index))
         return Part(self.graph.call_function(JOINS[node.target], tuple(taken)), axis, size, index)
 
     def concatenated(self, node: fx.Node) -> Any:
-        values = [self.known[a] for a in node.args[0]]
+        values = [self.known[a] for a in _given(node)[0]]
         if not any(isinstance(value, Part) for value in values):
             return None
         nodes, indices, start = [], [], 0
-        for value, old in zip(values, node.args[0], strict=True):
+        for value, old in zip(values, _given(node)[0], strict=True):
             size = _shape(old)[1]
             if not isinstance(value, Part):
                 value = Part(value, 1, size, np.arange(size))
@@ -284,6 +286,10 @@ class _Walk:
         return self.graph.call_function(torch.index_select, (node, axis, self.graph.get_attr(name)))
 
 
+def _given(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
 def _shape(node: Any) -> Sequence[int]:
     return node.meta["tensor_meta"].shape
 
@@ -291,17 +297,6 @@ def _shape(node: Any) -> Sequence[int]:
 def _attribute(module: nn.Module, name: str) -> Any:
     parent, _, last = name.rpartition(".")
     return getattr(module.get_submodule(parent), last)
-
-
-def _like(module: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> nn.Module:
-    """A layer of the same geometry with other channels."""
-    if isinstance(module, nn.Linear):
-        small = nn.Linear(weight.shape[1], len(weight), bias is not None)
-    else:
-        geometry: Any = module.kernel_size, module.stride, module.padding, module.dilation
-        small = nn.Conv2d(weight.shape[1] * groups, len(weight), *geometry, groups, bias is not None)
-    small.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-    return small
 
 
 def _check(name: str, inputs: int, outputs: int, layer: Layer) -> None:
