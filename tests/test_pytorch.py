@@ -43,14 +43,14 @@ def test_masked_for_a_while(small, offsets):
     dropped = ~made.masks["features.0"].T
     assert dropped.any() and not gradient.numpy()[dropped].any() and gradient.abs().max() > 0
     after = small.torch.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    assert set(after) == set(before) and all(torch.equal(after[key], before[key]) for key in before)
     np.testing.assert_array_equal(output(small.torch, small.images, "features.3", 1), full)
     handle = jc.pytorch.masked(small.torch, made)
     with pytest.raises(jc.InputError, match=r"'features\.0' in the PyTorch network is pruned, masked or"):
         jc.pytorch.masked(small.torch, made)
     handle.remove()
     handle.remove()
-    assert list(small.torch.state_dict()) == list(before)
+    assert set(small.torch.state_dict()) == set(before)
 
 
 def test_pruned(small):
