@@ -122,9 +122,13 @@ class Variable(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        if self.collection == "params":
-            return self.param(self.leaf, nn.initializers.zeros, self.shape)
-        return self.variable(self.collection, self.leaf, jnp.zeros, self.shape).value
+        return _variable(self, self.collection, self.leaf, self.shape)
+
+
+def _variable(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
+    if collection == "params":
+        return module.param(name, nn.initializers.zeros, shape)
+    return module.variable(collection, name, jnp.zeros, shape).value
 
 
 class Compact(nn.Module):
@@ -156,8 +160,9 @@ class Compact(nn.Module):
 
         def leaf(path: Path) -> Array:
             if path not in holders:
-                collection, module, name = ("", *_place(path))[-3:]
-                holders[path] = Variable(collection, name, shapes[path].shape, name=module)()
+                collection, *modules, name = path
+                holder = Variable(collection, name, shapes[path].shape, name=".".join(modules)) if modules else None
+                holders[path] = holder() if holder else _variable(self, collection, name, shapes[path].shape)
             return holders[path]
 
         return self.skeleton.run(images, layer, norm, leaf)
