@@ -166,7 +166,8 @@ class _Walk:
     def function(self, node: fx.Node) -> Any:
         """What a function or method makes of parts; None if it needs whole values."""
         target: Any = node.target
-        given, options = _given(node), dict(node.kwargs)
+        options: dict[str, Any] = dict(node.kwargs)
+        given = _given(node)
         first = self.known.get(given[0]) if given and isinstance(given[0], fx.Node) else None
         if getattr(target, "__name__", "") == "stochastic_depth":  # which does nothing but in training
             return first
