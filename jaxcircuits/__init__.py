@@ -17,12 +17,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `_ROOMS` below says the same to Python, which imports a room when its name is first asked for
+    from jaxcircuits import pytorch
     from jaxcircuits.ablation import mean_offsets
     from jaxcircuits.atlas.building import build_atlas
     from jaxcircuits.atlas.reading import Atlas
     from jaxcircuits.atlas.verifying import verify as verify_atlas
     from jaxcircuits.bridge import from_nnx
     from jaxcircuits.circuit import Circuit
+    from jaxcircuits.compact import compact
     from jaxcircuits.compare import compare
     from jaxcircuits.comparison import Comparison
     from jaxcircuits.data import Images, read_images
@@ -66,6 +68,7 @@ __all__ = [
     "Visualisation",
     "against_nulls",
     "build_atlas",
+    "compact",
     "compare",
     "complement",
     "correlation",
@@ -81,6 +84,7 @@ __all__ = [
     "load",
     "masks_at",
     "mean_offsets",
+    "pytorch",
     "random_masks",
     "read_images",
     "receptive_fields",
@@ -116,6 +120,7 @@ _ROOMS = {
     "Visualisation": "pictures",
     "against_nulls": "nulls",
     "build_atlas": "atlas.building",
+    "compact": "compact",
     "compare": "compare",
     "complement": "masks",
     "correlation": "faithfulness",
@@ -131,6 +136,7 @@ _ROOMS = {
     "load": "loading",
     "masks_at": "granularity",
     "mean_offsets": "ablation",
+    "pytorch": "pytorch:",
     "random_masks": "nulls",
     "read_images": "data",
     "receptive_fields": "receptive",
@@ -145,14 +151,16 @@ _ROOMS = {
     "trajectories": "subfeatures",
     "verify_atlas": "atlas.verifying:verify",
     "visualise": "pictures",
-}  # where each name is; after a colon, what it is called there
+}  # where each name is; after a colon, what it is called there, if it is not the room itself
 
 
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room, _, there = _ROOMS[name].partition(":")
-    found = getattr(import_module(f"{__name__}.{room}"), there or name)
+    room, colon, there = _ROOMS[name].partition(":")
+    found = import_module(f"{__name__}.{room}")
+    if there or not colon:
+        found = getattr(found, there or name)
     globals()[name] = found
     return found
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,8 +23,8 @@ from jaxcircuits import masked, sparse
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
 
-TAPS, PROBES, PINNED, SUPPORTS, TERMS = (
-    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms")
+TAPS, PROBES, PINNED, SUPPORTS, TERMS, MARKED = (
+    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms", "marked")
 )
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -239,3 +240,57 @@ def batch_norms(network: Network, variables: Variables) -> dict[str, tuple[str, 
     with nn.intercept_methods(note), jax.disable_jit():  # as in `describe`
         jax.eval_shape(run, variables, image)
     return found
+
+
+LAYER, NORM = "jaxcircuits layer ", "jaxcircuits norm "
+
+
+class Traced(NamedTuple):
+    """A network's operations between its layers and normalisations.
+
+    Attributes:
+        jaxpr: of (variables, images) -> the module's output; layers and normalisations are calls of functions with the
+            names `LAYER` + path and `NORM` + path, the path joined with dots, whose last operand is the input.
+        leaves: where the variables' leaves are that come before the images among its operands.
+        norms: {path joined: the linen module of a normalisation and the options of its call}.
+    """
+
+    jaxpr: Any
+    leaves: list[tuple[str, ...]]
+    norms: dict[str, tuple[nn.Module, dict[str, Any]]]
+
+
+def traced(network: Network, variables: Variables, image_shape: tuple[int, ...]) -> Traced:
+    """The operations of a network on images of shape (N, H, W, C), from variables or their shapes."""
+    norms: dict[str, tuple[nn.Module, dict[str, Any]]] = {}
+
+    def mark(call, args, kwargs, context):
+        module, name = context.module, ".".join(context.module.path)
+        normalises = isinstance(module, NORMALISATIONS)
+        sound = name in network.layers and not network.layers[name].trouble
+        if context.method_name != "__call__" or not (normalises or (_layer_call(context) and sound)):
+            return call(*args, **kwargs)
+        options = {key: value for key, value in kwargs.items() if key not in ("x", "inputs")}
+        if normalises:
+            norms[name] = module.clone(parent=None, name=None), options
+        x = args[0] if args else next(kwargs[key] for key in ("x", "inputs") if key in kwargs)
+        shape = jax.eval_shape(lambda x: call(x, *args[1:], **options), x)
+
+        def stand_in(x):
+            return jnp.zeros(shape.shape, shape.dtype)
+
+        stand_in.__name__ = (NORM if normalises else LAYER) + name
+        return jax.jit(stand_in)(x)
+
+    def run(variables, images):
+        # a collection of its own, as in `Network.run`
+        return network.module.apply(variables, images, mutable=[MARKED], **dict(network.options))[0]
+
+    def trace():
+        with nn.intercept_methods(mark):
+            return jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
+
+    with ThreadPoolExecutor(1) as thread:  # where no other interceptor sees it, for it may be asked for within a run
+        jaxpr = thread.submit(trace).result()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return Traced(jaxpr, [tuple(part.key for part in path) for path, _ in leaves], norms)

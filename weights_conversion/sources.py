@@ -57,7 +57,7 @@ def read_preprocessing(source: str | Path, architecture: str) -> dict[str, Any]:
 
 def _torchvision_weights(architecture: str, name: str) -> Any:
     """An entry of torchvision's enum."""
-    models = _torchvision_models()
+    models = torchvision_models()
     try:
         known = models.get_model_weights(architecture)
     except ValueError:
@@ -77,7 +77,7 @@ def _read_torchvision(architecture: str, name: str) -> StateDict:
     return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
-def _torchvision_models() -> Any:
+def torchvision_models() -> Any:
     try:
         from torchvision import models
     except ModuleNotFoundError as err:

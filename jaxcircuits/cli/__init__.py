@@ -1,9 +1,9 @@
 """The command line: parses, calls public functions, prints. Bad input is one sentence on stderr and exit code 2.
 
-circuits.py makes, judges and exports circuits, compare.py compares criteria, atlas.py makes and query.py asks atlases,
-drawings.py draws circuits, pictures.py what drives features, subcircuits.py divides them, networks.py shows and
-converts networks; common.py has what commands share, recorded.py what they take from manifests, screen.py what is
-printed.
+circuits.py makes, judges and exports circuits, importing.py makes them of what other programs saved, compare.py
+compares criteria, atlas.py makes and query.py asks atlases, drawings.py draws circuits, pictures.py what drives
+features, subcircuits.py divides them, networks.py shows and converts networks; common.py has what commands share,
+recorded.py what they take from manifests, screen.py what is printed.
 """
 
 from importlib import import_module
@@ -20,6 +20,7 @@ COMMANDS = {  # command -> the file that has it, after a colon its name there, a
     "evaluate": ("circuits", "Judge circuit files on these or other images."),
     "export": ("circuits", "Write circuit files for PyTorch."),
     "extract": ("circuits", "Find the circuits of features and write them to files."),
+    "import": ("importing:import_", "Make circuit files of masks or scores that other programs saved."),
     "info": ("networks", "List the models, or the layers of MODEL."),
     "pictures": ("pictures", "Draw what drives features: made pictures, and patches of images."),
     "query": ("query", "Ask an atlas: who uses a kernel, which are alike."),

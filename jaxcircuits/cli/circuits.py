@@ -30,6 +30,8 @@ from jaxcircuits.model import Model
 from jaxcircuits.nulls import against_nulls
 from jaxcircuits.paths import relevant_kernels
 from jaxcircuits.plots import curves
+from jaxcircuits.pytorch.files import USAGE as COMPACT_USAGE
+from jaxcircuits.pytorch.files import export_compact, free_compact_paths
 
 KEEPS = "0.5,0.2,0.1,0.05,0.01"
 LONG = 40  # lines of a table, beyond which it has one line for each feature
@@ -153,22 +155,39 @@ def evaluate(
 
 @click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
+@click.option("--compact", is_flag=True, help="Write STEM.compact.pt2 instead: a network of the live channels alone.")
+@click.option("--onnx", is_flag=True, help="Write STEM.compact.onnx instead, or as well: the same for ONNX.")
 @options(common.OTHER_WEIGHTS, OUT, OVERWRITE, JSON, QUIET)
-def export(circuits: tuple[str, ...], weights, out: Path, force, as_json, quiet) -> None:
+def export(circuits: tuple[str, ...], compact, onnx, weights, out: Path, force, as_json, quiet) -> None:
     """Write CIRCUIT files for PyTorch: STEM.masks.pt, STEM.masks.safetensors and STEM.weights.pth.
 
     The masks fit torch.nn.utils.prune; the weights are the network's with the masks multiplied in,
     and with mean ablation's offsets in the biases or BatchNorms' running means.
+
+    With --compact or --onnx, a smaller network that computes the feature alone, without dead channels. It takes any
+    number of normalised images (N, 3, H, W) of the network's size.
     """
     screen = Screen(quiet, as_json)
     stems = [out / Path(path).name.removesuffix(".safetensors") for path in circuits]
     if twice := [s for s in stems if stems.count(s) > 1]:
         raise InputError(f"two circuits would be exported to the same {str(twice[0])!r}; export them one by one")
     opened = [Circuit.load(path) for path in circuits]
-    for to in stems:
-        free_paths(to, force=force)
     model_of = functools.cache(load)
     written = []
+    if compact or onnx:
+        asked = {"program": compact, "onnx": onnx, "force": force}
+        for to in stems:
+            free_compact_paths(to, **asked)
+        for circuit, to in zip(opened, stems, strict=True):
+            written += [str(p) for p in export_compact(network_of(circuit, weights, model_of), circuit, to, **asked)]
+        for path in written:
+            screen.say(path)
+        if compact:
+            screen.say("\nIn PyTorch:\n\n" + COMPACT_USAGE.format(program=written[0]))
+        screen.json({"files": written})
+        return
+    for to in stems:
+        free_paths(to, force=force)
     for circuit, to in zip(opened, stems, strict=True):
         written += [str(p) for p in export_circuit(network_of(circuit, weights, model_of), circuit, to, force=force)]
     for path in written:

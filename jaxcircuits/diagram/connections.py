@@ -20,7 +20,7 @@ from jaxcircuits.layers import Variables
 from jaxcircuits.taps import Network
 
 
-def connections(network: Network, variables: Variables, scored: Sequence[str]) -> Connections:
+def connections(network: Network, variables: Variables, scored: Sequence[str], *, strict: bool = False) -> Connections:
     """What is connected to what.
 
     Args:
@@ -28,16 +28,17 @@ def connections(network: Network, variables: Variables, scored: Sequence[str]) -
         variables: of its module; only shapes are used.
         scored: the layers whose kernels are asked about; every other one is a single node, through which its whole
             input reaches its whole output.
+        strict: follow normalisations and divisors as well, so that nothing else changes what a layer sees.
     """
     names = tuple(name for name, layer in network.layers.items() if not layer.trouble)
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     probes = jax.eval_shape(lambda: network.probes(names, 1))
 
     def run(variables, image, probes):
-        return network.run(variables, image, probes, pinned=True)
+        return network.run(variables, image, probes, pinned=not strict)
 
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image, probes)
-    walk = Walk(Connections())
+    walk = Walk(Connections(), strict)
     marks = _marks(network, names, variables)
     inputs = image.shape[-1]
     start = walk.found.begin(Block(INPUT, INPUT), range(inputs))

@@ -28,11 +28,14 @@ class Value(NamedTuple):
     layer: str = ""
 
 
-class Walk:
-    """One walk, and the nodes that it finds."""
+LOOPS = ("scan", "while", "cond")
 
-    def __init__(self, found: Connections):
-        self.found = found
+
+class Walk:
+    """One walk, and the nodes that it finds; a `strict` one follows divisors as well, and takes loops for a mixture."""
+
+    def __init__(self, found: Connections, strict: bool = False):
+        self.found, self.strict = found, strict
         self.begins: Mapping[str, tuple[int, bool]] = {}
         self.latest = INPUT
         self.known: dict[tuple[int, ...], int] = {}
@@ -51,6 +54,8 @@ class Walk:
 
     def apply(self, equation, values: list[Value]) -> list[Value]:
         name, results = equation.primitive.name, equation.outvars
+        if self.strict and name in LOOPS:
+            return [self.mixture(values, len(v.aval.shape)) for v in results]
         inner = next((getattr(v, "jaxpr", v) for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
         if inner is not None and len(inner.invars) == len(values):
             return self.run(inner, values)
@@ -80,12 +85,15 @@ class Walk:
             return [Value(self.mixed(labels[0], axes))] * len(results)
         if all(_fits(shape, v.aval.shape) for v in results for shape in shapes):
             # what is divided by scales and does not feed
-            parts = [part for part in (labels[:1] if name == "div" else labels) if part is not None]
+            parts = [part for part in (labels[:1] if name == "div" and not self.strict else labels) if part is not None]
             sign = "+" if name in ("add", "add_any", "sub") else "×"
             return [Value(self.joined(sign, parts, len(v.aval.shape)) if parts else None) for v in results]
-        every = [part.reshape(-1) for part in labels if part is not None]
-        one = self.mixed(np.unique(np.concatenate(every)), (0,))
-        return [Value(one.reshape((1,) * len(v.aval.shape))) for v in results]
+        return [self.mixture(values, len(v.aval.shape)) for v in results]
+
+    def mixture(self, values: Sequence[Value], rank: int) -> Value:
+        """What comes from all places of these values together."""
+        every = [v.labels.reshape(-1) for v in values if v.labels is not None]
+        return Value(self.mixed(np.unique(np.concatenate(every)), (0,)).reshape((1,) * rank)) if every else Value()
 
     def layer(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The labels of a layer's output, whose nodes begin here."""
@@ -267,7 +275,10 @@ def _conv(walk, params, labels, shapes, result):
     each = walk.mixed(np.broadcast_to(part, shapes[0][channel]).reshape(groups, -1), (1,)).reshape(-1)
     shape = [1] * len(result)
     shape[numbers.out_spec[1]] = -1
-    return np.repeat(each, result[numbers.out_spec[1]] // groups).reshape(shape)
+    found = np.repeat(each, result[numbers.out_spec[1]] // groups).reshape(shape)
+    if not walk.strict or labels[1] is None:
+        return found
+    return walk.joined("×", [found, walk.mixed(labels[1].reshape(-1), (0,)).reshape((1,) * len(result))], len(result))
 
 
 RULES: dict[str, Rule] = {

@@ -1,0 +1,69 @@
+"""`import`: masks and scores that other programs saved become circuit files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jaxcircuits.circuit import check_free
+from jaxcircuits.cli import common
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.screen import Screen
+from jaxcircuits.data import read_images
+from jaxcircuits.errors import InputError
+from jaxcircuits.features import parse
+from jaxcircuits.files import check_writable
+from jaxcircuits.loading import load
+from jaxcircuits.pytorch.importing import are_masks, circuits_of_scores, read_kernels, read_masks, read_scores
+
+
+@click.command("import", cls=Command)
+@click.argument("file")
+@click.argument("model")
+@click.argument("feature")
+@options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT, common.OBJECTIVE)
+@click.option("--keep", help="Of scores: fractions of the relevant kernels to keep, comma-separated.")
+@click.option("--kernels", help="Of scores: numbers of kernels to keep, instead of --keep.")
+@click.option(
+    "--criterion", default="imported", show_default=True, callback=common.not_empty,
+    help="What the circuits' names and manifests call the way they were found.",
+)  # fmt: skip
+@options(OUT, OVERWRITE, JSON, QUIET)
+def import_(
+    file: str, model: str, feature: str, weights, transform_input, images, resize, strict, objective, keep, kernels,
+    criterion, out: Path, force, as_json, quiet,
+) -> None:  # fmt: skip
+    """Make circuit files of the masks or scores in FILE, of MODEL's FEATURE, and judge them on the images.
+
+    FILE was saved with torch.save: a dictionary of tensors (outputs, inputs) by module name, as the paper's program has
+    them, or a list of them in the order of the convolutions. Zeros and ones are a mask; other numbers are scores, and
+    take --keep or --kernels. No code in FILE is run.
+    """
+    screen = Screen(quiet, as_json)
+    network = load(model, weights="lpips" if weights is None else weights, transform_input=transform_input)
+    wanted = parse(feature, network.layers, objective=objective)
+    masks = are_masks(read_kernels(file, network))
+    if masks != (keep is None and kernels is None):
+        what = "a mask, which keeps what it keeps" if masks else "scores: give --keep or --kernels"
+        raise InputError(f"{file!r} holds {what}")
+    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+    if masks:
+        found = [read_masks(file, network, wanted, criterion=criterion, images=pictures)]
+    else:
+        amounts = [{"keep": k} for k in numbers("keep", keep, float)] if keep is not None else []
+        amounts += [{"kernels": k} for k in numbers("kernels", kernels, int)] if kernels is not None else []
+        scores = read_scores(file, network, wanted, criterion=criterion)
+        found = circuits_of_scores(network, wanted, scores, amounts, images=pictures)
+    paths = [out / model / f"{circuit.stem}.safetensors" for circuit in found]
+    for path, circuit in zip(paths, found, strict=True):
+        check_writable(path)
+        if not force:
+            check_free(path, circuit.manifest)
+    for path, circuit in zip(paths, found, strict=True):
+        circuit.save(path, force=force)
+    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
+    columns = ("relevant", "kept", "effective", "correlation")
+    rows = [[str(path), *(circuit.manifest[c] for c in columns)] for path, circuit in zip(paths, found, strict=True)]
+    screen.table(("circuit", *columns[:-1], "r"), rows)
+    screen.json({"circuits": [{"circuit": str(p), **c.manifest} for p, c in zip(paths, found, strict=True)]})

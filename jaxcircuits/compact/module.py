@@ -1,0 +1,192 @@
+"""A circuit's network without its dead channels, as a linen module and its variables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import Array
+
+from jaxcircuits.circuit import Circuit
+from jaxcircuits.compact.narrow import Leaf, Walk
+from jaxcircuits.compact.parts import Known, Part, pick, whole
+from jaxcircuits.compact.plan import Plan, Slice, plan
+from jaxcircuits.model import Model
+from jaxcircuits.taps import LAYER, NORM, Network, Traced, traced
+
+Path = tuple[str, ...]
+
+
+class _Reached(Exception):
+    """The feature is computed; what comes after it does not matter."""
+
+
+class Skeleton:
+    """What a compact network does between its layers: the whole network's operations, on the channels that are left."""
+
+    def __init__(self, network: Network, found: Plan):
+        self.network, self.plan = network, found
+        self.shapes = jax.eval_shape(lambda: found.variables)
+        self.traced: Callable[[tuple[int, ...]], Traced] = functools.cache(
+            lambda shape: traced(self.network, self.shapes, shape)
+        )
+
+    def run(
+        self,
+        images: Array,
+        layer: Callable[[Slice, Array], Array],
+        norm: Callable[[str, nn.Module, dict[str, Any], Array, np.ndarray | None], Array],
+        leaf: Callable[[Path], Array],
+    ) -> Array:
+        """The feature: (N, H, W, 1), or (N, 1) in a dense layer.
+
+        Args:
+            images: (N, H, W, C).
+            layer: runs what is left of a layer on the channels that it reads.
+            norm: runs a normalisation by its name, its module and options, on the channels of the given numbers or, if
+                there are none, on all.
+            leaf: gives a variable of neither.
+        """
+        trace = self.traced(images.shape)
+        result = []
+
+        def run_layer(name: str, x: Known, shape: tuple[int, ...]) -> Known:
+            left = self.plan.slices.get(name)
+            if left is None:
+                return Part(jnp.zeros((*shape[:-1], 0)), len(shape) - 1, shape[-1:], np.empty(0, int))
+            y = layer(left, pick(x, left.reads))
+            if name == self.plan.target:
+                result.append(y)
+                raise _Reached
+            return Part(y, y.ndim - 1, shape[-1:], left.gives)
+
+        def run_norm(name: str, x: Known, shape: tuple[int, ...]) -> Known:
+            module, options = trace.norms[name]
+            if isinstance(x, Part) and isinstance(module, nn.BatchNorm) and x.axis == module.axis % len(shape):
+                return x._replace(value=norm(name, module, options, x.value, x.index))
+            return norm(name, module, options, whole(x), None)
+
+        calls = {LAYER + name: functools.partial(run_layer, name) for name in self.network.layers}
+        calls |= {NORM + name: functools.partial(run_norm, name) for name in trace.norms}
+        try:
+            Walk(calls, leaf).run(trace.jaxpr.jaxpr, trace.jaxpr.consts, [*map(Leaf, trace.leaves), images])
+        except _Reached:
+            return result[0]
+        raise AssertionError(f"{self.plan.target!r} was not reached")
+
+    def variables(self) -> dict[str, Any]:
+        """The compact module's variables, of the whole network's."""
+        given: dict[Path, Any] = traverse_util.flatten_dict(self.plan.variables)
+        found: dict[Path, Any] = {}
+
+        def layer(left: Slice, x: Array) -> Array:
+            name, kernel = left.layer.name, left.kernel
+            found["params", name, "kernel"] = kernel if left.layer.kind == "conv" else kernel[0, 0]
+            if left.bias is not None:
+                found["params", name, "bias"] = left.bias
+            return jnp.zeros((len(x), *left.layer.output_shape[:-1], kernel.shape[-1]))
+
+        def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
+            for path, value in given.items():
+                if ".".join(path[1:-1]) == name:
+                    found[path[0], name, path[-1]] = value if index is None else np.asarray(value)[index]
+            return x
+
+        def leaf(path: Path) -> Array:
+            found[_place(path)] = given[path]
+            return given[path]
+
+        image = jax.ShapeDtypeStruct((1, *self.network.image_shape), jnp.float32)
+        jax.eval_shape(lambda images: self.run(images, layer, norm, leaf), image)
+        return traverse_util.unflatten_dict(found)
+
+
+def _place(path: Path) -> Path:
+    """Where a variable of the whole network stands in the compact one, whose modules are not nested."""
+    collection, *modules, name = path
+    return (collection, ".".join(modules), name) if modules else path
+
+
+class Variable(nn.Module):
+    """One variable that belongs to no layer and no normalisation."""
+
+    collection: str
+    leaf: str
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return _variable(self, self.collection, self.leaf, self.shape)
+
+
+def _variable(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
+    if collection == "params":
+        return module.param(name, nn.initializers.zeros, shape)
+    return module.variable(collection, name, jnp.zeros, shape).value
+
+
+class Compact(nn.Module):
+    """A circuit's network: images (N, H, W, C) -> its feature (N, H, W, 1), or (N, 1) in a dense layer.
+
+    Its layers and normalisations are those of the whole network, by their names, with the channels that the circuit
+    needs.
+    """
+
+    skeleton: Skeleton
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        shapes: dict[Path, Any] = traverse_util.flatten_dict(self.skeleton.shapes)
+        holders: dict[Path, Array] = {}
+
+        def layer(left: Slice, x: Array) -> Array:
+            whole, features, biased = left.layer, left.kernel.shape[-1], left.bias is not None
+            if whole.kind == "dense":
+                return nn.Dense(features, use_bias=biased, name=whole.name)(x)
+            options: dict[str, Any] = {"kernel_dilation": whole.dilation, "feature_group_count": left.groups}
+            conv = nn.Conv(
+                features, whole.window, whole.strides, whole.padding, use_bias=biased, name=whole.name, **options
+            )
+            return conv(x)
+
+        def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
+            return module.clone(parent=self, name=name)(x, **options)
+
+        def leaf(path: Path) -> Array:
+            if path not in holders:
+                collection, *modules, name = path
+                holder = Variable(collection, name, shapes[path].shape, name=".".join(modules)) if modules else None
+                holders[path] = holder() if holder else _variable(self, collection, name, shapes[path].shape)
+            return holders[path]
+
+        return self.skeleton.run(images, layer, norm, leaf)
+
+
+def compact(model: Model, circuit: Circuit) -> Model:
+    """A smaller network that computes a circuit's feature, without dead channels and what comes after the feature.
+
+    It computes what the network with the circuit's masks and offsets does, but for rounding, for every image. A channel
+    is left out if it cannot reach the feature, if it is zero for every image where it is read, or if it is the same for
+    every image and position and is read by a layer that pads nothing: what it adds stands in biases then. Other
+    channels that do not depend on the image lose their kernels and stay.
+
+    Args:
+        model: the full network.
+        circuit: of that network.
+
+    Returns:
+        A model whose layers have the full network's names and whose last one, that of the feature, has one channel: the
+        feature. It takes the same images.
+
+    Raises:
+        InputError: the circuit is of another network, or weights of its layers are missing.
+    """
+    skeleton = Skeleton(model.network(), plan(model, circuit))
+    seen = {key: getattr(model, key) for key in ("input_size", "resize_size", "channels", "mean", "std", "weights")}
+    return Model(Compact(skeleton), skeleton.variables(), name=model.name, **seen)
