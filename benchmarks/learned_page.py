@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from benchmarks.learned import correlation
+from benchmarks.learned import CRITERIA, LAYERS, correlation
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/learned.md"
@@ -79,7 +79,8 @@ def by_number(document: Document) -> list[str]:
 
 def markdown(document: Document) -> str:
     """All that stands between the comments."""
-    summary = document["summary"]
+    done = {row["feature"] for row in document["summary"] if row["criterion"] == "learned"}
+    summary = [row for row in document["summary"] if row["feature"] in done]
     features, good, every = by_feature(document, summary)
     learned = [row for row in summary if row["criterion"] == "learned"]
     reached = []
@@ -98,8 +99,18 @@ def markdown(document: Document) -> str:
             "",
             *numbers,
         ]
-    lines = [*means(document, summary), f"Goal: {verdict}", "", "By feature; bold where `learned` falls behind:", ""]
-    return "\n".join([*lines, *features, *numbers, f"{machine}; features and training of seed {document['seed']}."])
+    folds = sorted({row["folds"] for row in summary})
+    folds = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
+    extent = f"{len(done)} feature{'s' * (len(done) > 1)}, each on {folds} of {document['folds']} folds."
+    layers = {name.partition(":")[0] for name in done}
+    missing = [name for name in CRITERIA if name not in {row["criterion"] for row in summary}]
+    whole = not missing and layers == set(LAYERS) and all(row["folds"] == document["folds"] for row in summary)
+    # the goal is one for all layers and folds together
+    absent = f", without {' and '.join(missing)}" * bool(missing)
+    so_far = "" if whole else f"The study is not complete. Of {', '.join(sorted(layers))} alone{absent}: "
+    each = ["By feature; bold where `learned` falls behind:", "", *features]
+    lines = [extent, "", *means(document, summary), f"Goal: {so_far}{verdict}", "", *each]
+    return "\n".join([*lines, *numbers, f"{machine}; features and training of seed {document['seed']}."])
 
 
 def block(file: str, root: Path = ROOT) -> str:

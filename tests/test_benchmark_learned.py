@@ -47,6 +47,8 @@ def test_page_says_what_the_rows_say(document):
     assert "| snip | 0.600 | 0.600 | 0.600 | 0.300 | 2.0 |" in text
     assert "| learned | 0.850 | 0.850 | 0.850 | 0.425 | 2.0 |" in text
     assert "keep 0.05: 0.850, reached (0.80); mean r at keep 0.01: 0.425, not reached (0.65)" in text
+    assert text.startswith("1 feature, each on 2 of 2 folds.")
+    assert "Goal: The study is not complete. Of features.6 alone, without actgrad and force: mean r" in text
     assert "in 4 of 4 cells" in text and "| features.6:3 | 0.60 / 0.85 |" in text
     assert "| 3 | 0.500 / 0.900 |" in text and "| 6 | 0.800 / 0.900 |" in text
     document["summary"][1]["unseen"][0] = 0.57
