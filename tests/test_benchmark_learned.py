@@ -11,8 +11,8 @@ from benchmarks import learned, learned_page
 
 def test_r_of_parts_is_that_of_the_whole(small):
     features = jc.Features("features.3", [4, 1])
-    scores = jc.score(small.model, small.images, features, criterion="magnitude")
-    masks = [jc.top_kernels(scores, keep=keep) for keep in (0.9, 0.7)]
+    scores = jc.score(small.model, small.images, features, criterion="snip")
+    masks = [jc.top_kernels(scores, keep=keep) for keep in (0.95, 0.9)]
     whole = jc.evaluate(small.model, small.images, features, masks).correlation()
     parts = [jc.evaluate(small.model, small.images[some], features, masks) for some in (slice(3), slice(3, None))]
     for f in range(2):
