@@ -21,6 +21,7 @@ import numpy as np
 import jaxcircuits as jc
 from benchmarks.measure import machine
 from jaxcircuits.criteria import STEPS
+from jaxcircuits.data import batches
 from jaxcircuits.measures import Moments
 
 LAYERS = ("features.6", "features.8", "features.10")
@@ -112,9 +113,7 @@ def save(out: Path, document: dict[str, Any]) -> None:
 def main(seed: int, number: int, folds: int, criteria: str, fewer: str, out: Path) -> None:
     """Judge circuits of drawn features on photographs that share nothing with those of training."""
     model = jc.load("alexnet", weights="lpips")
-    images = np.concatenate(
-        [np.asarray(block[:real]) for block, real in jc.data.batches(jc.read_images("photos", model), 16)]
-    )
+    images = np.concatenate([np.asarray(block[:real]) for block, real in batches(jc.read_images("photos", model), 16)])
     photograph = np.arange(len(images)) // CROPS
     asked = {"kind": "learned", "seed": seed, "folds": folds, "keeps": list(KEEPS), "steps": STEPS["learned"]}
     document: dict[str, Any] = {**asked, **machine(), "rows": []}
