@@ -94,7 +94,7 @@ def learn(
 
 def length(keeps: Sequence[float], steps: int) -> int:
     """How many views `learn` takes of each feature for these fractions to keep."""
-    return VIEWS * (int(steps * np.log(1 / min(keeps))) + steps * len(keeps))
+    return VIEWS * (max(0, int(steps * np.log(learned.START / min(keeps)))) + steps * len(keeps))
 
 
 def _train(
@@ -171,7 +171,7 @@ def _step(
     masks = top(task.layers, *({n: a[n][None] for n in task.layers} for a in (state.logits, relevant)), kept[None])
     masks = {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
     gradient = jax.grad(_loss)(masks, task, variables, directions[f][None], images, full[f])
-    return learned.step(state, {name: g * relevant[name] for name, g in gradient.items()}, speed)
+    return learned.step(state, gradient, relevant, speed)
 
 
 def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, images: Array, full: Array) -> Array:

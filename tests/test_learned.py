@@ -41,7 +41,7 @@ def test_the_way_to_a_smaller_circuit_begins_with_that_to_a_larger(relevant, a, 
     ways = [learned.on_the_way(relevant, kept) for kept in (small, large)]
     assert (np.diff(ways[0]) <= 0).all() and (ways[0] >= small).all() and (ways[1] >= large).all()
     np.testing.assert_array_equal(ways[0][: len(ways[1])], ways[1])
-    assert len(ways[1]) or relevant / large < np.exp(1 / learned.STEPS) + 1e-9
+    assert len(ways[1]) or learned.START * relevant / large < np.exp(1 / learned.STEPS) + 1e-9
 
 
 def learned_loss(x, y):
@@ -91,6 +91,26 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
         wanted = gradient[..., 0, 0].numpy().T
         np.testing.assert_allclose(found[name], wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
     assert any(np.asarray(g)[~np.asarray(kept[name][0])].any() for name, g in found.items())
+
+
+def test_steps_are_those_of_the_equation():
+    """Two steps of logits, by NumPy; kernels that are not relevant stay where they are."""
+    rng = np.random.default_rng(0)
+    relevant = {"a": np.ones((2, 3), bool), "b": np.array([[True, False]])}
+    scores = {name: rng.random(mask.shape).astype(np.float32) * mask for name, mask in relevant.items()}
+    state = learned.first(scores, relevant)
+    s, a, b = ({n: f(np.asarray(v, float)) for n, v in state.logits.items()} for f in (np.copy, *[np.zeros_like] * 2))
+    for t in (1, 2):
+        gradient = {name: rng.standard_normal(mask.shape).astype(np.float32) for name, mask in relevant.items()}
+        state = learned.step(state, gradient, relevant, 0.3)
+        rms = np.sqrt(np.mean(np.concatenate([gradient[name][relevant[name]] ** 2 for name in relevant])))
+        for name, mask in relevant.items():
+            g = gradient[name] * mask / rms
+            a[name], b[name] = 0.9 * a[name] + 0.1 * g, 0.99 * b[name] + 0.01 * g * g
+            s[name] -= 0.3 * a[name] / (1 - 0.9**t) / (np.sqrt(b[name] / (1 - 0.99**t)) + 1)
+    for name in relevant:
+        np.testing.assert_allclose(state.logits[name], s[name], rtol=1e-4, atol=1e-6)
+    assert state.logits["b"][0, 1] == 0
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,19 @@ r"""Learned masks: which kernels to keep is found by training, for the highest c
 
 Every relevant kernel has a logit s, at first the logarithm of its SNIP score, less the mean and divided by the
 standard deviation over all of them. The circuit is the top k; its mask m is used as it is forwards, and as if it were s
-backwards (a straight-through estimator), so that the kernels left out are trained as well, in steps of Adam:
+backwards (a straight-through estimator), so that the kernels left out are trained as well:
 
     loss = 1 - (r + sum_n y_n r_n / sum_n y_n) / 2    over the views n of a step
-    ds   = dloss/dm
+    g    = dloss/dm / rms(dloss/dm)                   the root mean square over all relevant kernels
+    s   <- s - speed a / (b^1/2 + 1)                  a, b: Adam's running means of g and g^2
 
 Here r is the correlation of circuit and full network over all views and positions, r_n that within view n, and y_n the
 standard deviation of the full feature there. Where each view has one position, loss = 1 - r. A view is a random part
 of one of the images, the first 512 of them, in random colours, often with pieces of another one laid over it: without
-that the images are learned, and not the feature.
+that the images are learned, and not the feature. The 1 beside b^1/2 serves the same end: Adam alone moves all logits
+equally far, also of the many kernels that hardly matter and whose gradients are chance.
 
-On the way from dense to sparse k_t = K0 exp(-t / `steps`); where that reaches the wanted k, another
+On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
 `steps` with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
 are asked for; the result is exp(s / 4).
 
@@ -32,10 +34,12 @@ from jax import Array
 from jaxcircuits.layers import Masks
 
 # Steps while the circuit shrinks to 1/e of its size, and as many once it has its size.
-STEPS = 40
+STEPS = 20
+# The way to a small circuit begins here, as a fraction of the relevant kernels: to here SNIP's order will do.
+START = 0.4
 # How far a logit moves in a step, at most; in standard deviations of the first ones.
-SPEED = 0.05
-OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99)
+SPEED = 0.2
+OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1.0)
 
 
 class State(NamedTuple):
@@ -75,9 +79,14 @@ def first(scores: Masks, relevant: Masks) -> State:
     return State(logits, OPTIMIZER.init(logits))
 
 
-def step(state: State, gradient: Masks, speed: Array | float = SPEED) -> State:
+def step(state: State, gradient: Masks, relevant: Masks, speed: Array | float = SPEED) -> State:
     """The state after one step against dloss/dm."""
-    update, memory = OPTIMIZER.update(gradient, state.memory)
+    there = {name: g * relevant[name] for name, g in gradient.items()}
+    square, number = (
+        sum(jnp.sum(a) for a in arrays) for arrays in ((g * g for g in there.values()), relevant.values())
+    )
+    scale = jax.lax.rsqrt(square / number + 1e-30)
+    update, memory = OPTIMIZER.update({name: scale * g for name, g in there.items()}, state.memory)
     return State(jax.tree.map(lambda s, u: s - speed * u, state.logits, update), memory)
 
 
@@ -92,5 +101,6 @@ def on_the_way(relevant: int, kept: int, steps: int = STEPS) -> np.ndarray:
 
     For a larger k it is the beginning of that for a smaller one.
     """
-    t = np.arange(1, int(steps * np.log(relevant / kept)) + 1)
-    return np.ceil(relevant * np.exp(-t / steps)).astype(np.int32)
+    first = START * relevant
+    t = np.arange(1, int(steps * np.log(first / kept)) + 1)
+    return np.ceil(first * np.exp(-t / steps)).astype(np.int32)
