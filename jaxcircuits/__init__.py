@@ -44,7 +44,8 @@ if TYPE_CHECKING:  # `_ROOMS` below says the same to Python, which imports a roo
     from jaxcircuits.pictures import Patches, Visualisation, top_patches, visualise
     from jaxcircuits.receptive import receptive_fields
     from jaxcircuits.report import report
-    from jaxcircuits.scores import Scores, score
+    from jaxcircuits.scores import Scores
+    from jaxcircuits.scoring import score
     from jaxcircuits.subfeatures import ImageScores, Parts, Trajectories, image_scores, separate, trajectories
 
 __version__ = "0.1.0"
@@ -142,7 +143,7 @@ _ROOMS = {
     "receptive_fields": "receptive",
     "relevant_kernels": "paths",
     "report": "report",
-    "score": "scores",
+    "score": "scoring",
     "scores_at": "granularity",
     "separate": "subfeatures",
     "stability": "masks",

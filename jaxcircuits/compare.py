@@ -25,7 +25,7 @@ from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.measures import interval, pooled, resamples
 from jaxcircuits.model import Model
-from jaxcircuits.scores import Level, check_options, score_levels
+from jaxcircuits.scoring import Level, check_options, score_levels
 
 LEVEL, RESAMPLES = 0.95, 1000
 

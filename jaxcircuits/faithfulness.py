@@ -25,7 +25,8 @@ from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_masks, top_kernels
 from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
-from jaxcircuits.scores import Level, Scores, score_levels
+from jaxcircuits.scores import Scores
+from jaxcircuits.scoring import Level, score_levels
 from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network, with_masks
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +18,7 @@ from jax import Array
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Layer, Masks
-
-if TYPE_CHECKING:
-    from jaxcircuits.scores import Scores
+from jaxcircuits.scores import Scores
 
 AXES = {"weight": 4, "kernel": 3, "filter": 2}
 GRANULARITIES = tuple(AXES)

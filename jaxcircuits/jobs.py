@@ -25,7 +25,8 @@ from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
-from jaxcircuits.scores import Level, Scores, check_options, score_levels
+from jaxcircuits.scores import Scores
+from jaxcircuits.scoring import Level, check_options, score_levels
 
 
 @dataclass(frozen=True)

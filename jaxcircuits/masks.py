@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
 from jaxcircuits.granularity import AXES, count_relevant, relevant_at, shape_at
 from jaxcircuits.layers import Arrays, Layer, Masks
-
-if TYPE_CHECKING:
-    from jaxcircuits.scores import Scores
+from jaxcircuits.scores import Scores
 
 
 def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -> np.ndarray:

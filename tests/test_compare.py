@@ -162,7 +162,7 @@ def test_warns_of_images_that_have_scored(small, tests):
     ],
 )
 def test_errors_come_before_any_work(small, tests, features, options, why, monkeypatch):
-    monkeypatch.setattr("jaxcircuits.scores.scores_of_chunk", None)
+    monkeypatch.setattr("jaxcircuits.scoring.scores_of_chunk", None)
     with pytest.raises(jc.InputError, match=why):
         jc.compare(small.model, small.images, features, test_images=tests, **options)
 

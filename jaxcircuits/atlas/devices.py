@@ -28,7 +28,8 @@ from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.criteria import OVER_IMAGES, criterion
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.paths import relevant
-from jaxcircuits.scores import PRECISIONS, Record, Scores
+from jaxcircuits.scores import Record, Scores
+from jaxcircuits.scoring import PRECISIONS
 
 AXIS = "chunks"
 Device = Any  # jax.Device, which pyright takes for a variable

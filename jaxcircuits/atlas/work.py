@@ -18,7 +18,8 @@ from jaxcircuits.features import Features
 from jaxcircuits.jobs import Judged, judged, kernel_scores
 from jaxcircuits.manifest import versions
 from jaxcircuits.model import Model
-from jaxcircuits.scores import Level, Scores, score_levels
+from jaxcircuits.scores import Scores
+from jaxcircuits.scoring import Level, score_levels
 
 Progress = Callable[[float], object]
 

@@ -20,7 +20,7 @@ from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
-from jaxcircuits.scores import PRECISIONS
+from jaxcircuits.scoring import PRECISIONS
 from weights_conversion import ConversionError
 
 

@@ -23,7 +23,8 @@ from jaxcircuits.model import Model
 from jaxcircuits.passes import Plan, arranged, program
 from jaxcircuits.paths import relevant
 from jaxcircuits.peaks import peaks
-from jaxcircuits.scores import PRECISIONS, Record, Scores, check_options
+from jaxcircuits.scores import Record, Scores
+from jaxcircuits.scoring import PRECISIONS, check_options
 
 
 @dataclass(frozen=True, eq=False)
