@@ -29,12 +29,10 @@ from tests.blocks import PAGES, ROOT, blocks, commands, same_text
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BENCHMARKS = {
-    name: importlib.import_module(f"benchmarks{module}").main
-    for name, module in (
-        ("benchmarks", ".__main__"), ("benchmarks.report", ".report"), ("benchmarks.visualisation", ".visualisation"),
-    )
-}  # fmt: skip
+BENCHMARKS = {"benchmarks": importlib.import_module("benchmarks.__main__").main} | {
+    f"benchmarks.{name}": importlib.import_module(f"benchmarks.{name}").main
+    for name in ("comparison", "compact", "learned", "report", "visualisation")
+}
 LANGUAGES = {"python", "bash", "text"}
 WITH_PYTHON = [
     page for page in PAGES if any(b.language == "python" and not b.mark.startswith("run by") for b in blocks(page))
