@@ -165,7 +165,8 @@ def test_files_that_are_none(small, tmp_path, monkeypatch):
 
 
 def test_onnx(small):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     made = circuit(small.model, "layer1.conv2", 3, offsets=True)
     compact = jc.pytorch.compact(small.model, made, network=small.torch)
     session = onnxruntime.InferenceSession(to_onnx(compact, (3, 13, 11)), providers=["CPUExecutionProvider"])
@@ -177,7 +178,8 @@ def test_onnx(small):
 @pytest.mark.slow
 def test_on_the_command_line(alexnet, tmp_path, monkeypatch):
     """A file of scores in, a circuit out; the circuit in, its compact network out; both compute the feature."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     torchvision()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
