@@ -256,7 +256,7 @@ def _directions(file: str) -> np.ndarray:
         raise InputError(f"there is no file {file!r}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file!r} is no .npy file of numbers: {reason(error)}") from None
-    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2) or not directions.size:
+    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2) or not directions.shape[-1]:
         raise InputError(
             f"{file!r} holds {directions.dtype} of shape {directions.shape}; expected numbers of shape (C,) or (F, C)"
         )

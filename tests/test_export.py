@@ -121,14 +121,15 @@ def test_three_files_or_none(tmp_path, monkeypatch):
     made = circuit(model, "features.3", 5)
     written = []
 
-    def full(path, content):
-        if written:
-            raise OSError(28, "No space left on device")
-        written.append(path)
-        return original(path, content)
+    def full(path, mode="r", **options):
+        if mode == "xb":
+            if written:
+                raise OSError(28, "No space left on device")
+            written.append(path)
+        return original(path, mode, **options)
 
-    original = type(tmp_path).write_bytes
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    original = type(tmp_path).open
+    monkeypatch.setattr("pathlib.Path.open", full)
     with pytest.raises(jc.InputError, match="No space left on device"):
         export_circuit(model, made, tmp_path / "b" / "c" / "a")
     assert written and not os.listdir(tmp_path)
