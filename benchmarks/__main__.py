@@ -32,13 +32,13 @@ def show(document: dict[str, Any]) -> None:
 @click.option("--quick", is_flag=True, help="A few cases, in minutes.")
 @click.option("--scaling", is_flag=True, help="jaxcircuits alone, over numbers of features and images.")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times each engine takes its turn."
+    "--rounds", type=click.IntRange(min=1), help="Times each engine takes its turn.  [default: 3, 2 for --quick]"
 )
 @click.option("--only", help="Only cases whose name holds this.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures as JSON, and a plot beside them."
 )
-def main(quick: bool, scaling: bool, rounds: int, only: str | None, out: Path | None) -> None:
+def main(quick: bool, scaling: bool, rounds: int | None, only: str | None, out: Path | None) -> None:
     """Time jaxcircuits next to two PyTorch baselines."""
     if quick and scaling:
         raise click.UsageError("--quick and --scaling are two sets of cases; give one of them")
@@ -51,6 +51,7 @@ def main(quick: bool, scaling: bool, rounds: int, only: str | None, out: Path | 
     short = [] if scaling else [name for name in programs.PROGRAMS if not only or only in name]
     if not cases and not short:
         raise click.UsageError(f"no case's name holds {only!r}; there are, among others, {every[0].name!r}")
+    rounds = rounds or (2 if quick else 3)
     os.environ.update(ENVIRONMENT["jaxcircuits"])
     rate = matrix_rate()
     document = {"kind": "scaling" if scaling else "cases", **surroundings(rounds, rate), "cases": [], "programs": []}

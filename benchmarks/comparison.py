@@ -53,8 +53,8 @@ class Study(NamedTuple):
 
 ALEXNET = ("features.3", "features.6", "features.8", "features.10")
 STUDIES = {
-    "alexnet": Study("AlexNet", "alexnet", ALEXNET, 4, PAPERS),
-    "alexnet-mean": Study("AlexNet, mean ablation", "alexnet", ALEXNET, 4, PAPERS[:3], ablation="mean"),
+    "alexnet": Study("AlexNet", "alexnet", ALEXNET, 1, PAPERS),
+    "alexnet-mean": Study("AlexNet, mean ablation", "alexnet", ALEXNET, 1, PAPERS[:3], ablation="mean"),
     "alexnet-learned": Study("AlexNet, learned masks", "alexnet", ALEXNET[1:], 1, (*PAPERS[:3], "learned"), FEW),
     "vgg16": Study("VGG 16", "vgg16", ("features.14", "features.21"), 1, PAPERS, (0.5, *FEW, 0.001)),
 }
