@@ -7,7 +7,6 @@ that is there is not run again.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,25 +91,27 @@ def run(name: str) -> None:
     for path in found.save(folder / name, force=True):
         if path.suffix == ".csv":
             path.unlink()  # the JSON has it all
+        elif path.suffix == ".png":
+            path.replace(PAGE.parent / f"comparison-{name}.png")
     record = folder / f"{name}.json"
     document = json.loads(record.read_text())
     record.write_text(json.dumps({**machine(), **document}, separators=(",", ":")) + "\n")
 
 
 def page() -> str:
-    """docs/comparison.md, of the studies that are there; their plots go beside it."""
+    """docs/comparison.md, of the studies that are there; their plots stand beside it."""
     folder, parts, first = RESULTS / "comparison", [], None
     for name, study in STUDIES.items():
         if not (folder / f"{name}.json").exists():
             continue
         document = json.loads((folder / f"{name}.json").read_text())
         first = first or document
-        shutil.copyfile(folder / f"{name}.png", PAGE.parent / f"comparison-{name}.png")
         _, _, tables = (folder / f"{name}.md").read_text().partition("\n")
         parts += [
             f"## {study.title}",
             f"![r over the fraction of kernels kept: {study.title}](comparison-{name}.png)",
-            f"From `benchmarks/results/comparison/{name}.json`." + tables.replace("\n## ", "\n### ").rstrip(),
+            f"From `benchmarks/results/comparison/{name}.json`.",
+            tables.strip().replace("\n## ", "\n### "),
         ]
     if first is None:
         raise click.UsageError("no study has been run yet")
