@@ -55,9 +55,17 @@ class Sizes(NamedTuple):
 
 
 def sizes(
-    network: Network, layers: tuple[str, ...], *, images: int, by_weight: bool, chunk: int | None, batch: int | None
+    network: Network,
+    layers: tuple[str, ...],
+    *,
+    images: int,
+    by_weight: bool,
+    chunk: int | None,
+    batch: int | None,
+    features: int | None = None,
 ) -> Sizes:
-    """Features and images a device call: those asked for, or what fits; and how many calls at a time.
+    """Features and images a device call: those asked for, or what fits; and how many calls at a time. Of `features` in
+    all, chunks that choose themselves are alike.
 
     Features together gain more than images together. On a CPU one call for each core, if there are enough features for
     each, gain more than one call with all cores: its many small products are not worth sharing out.
@@ -73,7 +81,10 @@ def sizes(
         rounds = -(-images // (IMAGES * streams))
         several = -(-images // (rounds * streams))
         batch = several if fitting(several, streams) >= LARGEST else 1
-    return Sizes(chunk or max(1, min(LARGEST, fitting(batch, streams))), batch, streams)
+    most = chunk or max(1, min(LARGEST, fitting(batch, streams)))
+    if features is not None:
+        most = min(chunk, features) if chunk else evenly(features, most)
+    return Sizes(most, batch, streams)
 
 
 def cores() -> int:

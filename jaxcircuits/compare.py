@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxcircuits.ablation import Offsets, check_ablation, mean_contributions, offsets
-from jaxcircuits.chunks import evenly, in_chunks, sizes
+from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.comparison import Comparison, LayerComparison, average
 from jaxcircuits.costs import Cost, measured
 from jaxcircuits.criteria import CRITERIA, STEPS
@@ -92,8 +92,9 @@ def compare(
     totals: dict[str, _Total] = {}
     for f in every:
         names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
-        size = sizes(network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch)
-        size = evenly(len(f), size.features) if chunk is None else min(chunk, len(f))
+        size = sizes(
+            network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch, features=len(f)
+        ).features
         means = mean_contributions(model, images, names) if ablation == "mean" else None
         for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
             real = min(size, len(f) - start)  # the last chunk is filled up

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
-from jaxcircuits.chunks import evenly, in_chunks, sizes
+from jaxcircuits.chunks import in_chunks, sizes
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, SEEDED, STEPS
 from jaxcircuits.data import count, image_shape
@@ -164,8 +164,8 @@ def extract(
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
             whole_set = criterion not in BASELINES and absolute == "whole_set"
-            size = sizes(network, job.layers, images=number, by_weight=whole_set, chunk=chunk, batch=batch)
-            size = evenly(len(job.features), size.features) if chunk is None else min(chunk, len(job.features))
+            given: Any = {"by_weight": whole_set, "chunk": chunk, "batch": batch, "features": len(job.features)}
+            size = sizes(network, job.layers, images=number, **given).features
             means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import chunk_at, evenly, sizes
+from jaxcircuits.chunks import chunk_at, sizes
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
@@ -182,8 +182,7 @@ def score_levels(
     looked = features.objective, features.place
     plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[precision], granularity)
     by_weight = absolute == "whole_set" or granularity == "weight"
-    size = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch)
-    size = size._replace(features=evenly(len(features), size.features) if chunk is None else min(chunk, len(features)))
+    size = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch, features=len(features))
     plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.features, images))
     if chunk is None:
         size = fitting(plan, model.variables, size)

@@ -128,7 +128,7 @@ def test_chunks_and_batches(small, whole, chunk, batch, channels, which):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not Path("/usr/bin/taskset").exists(), reason="taskset is not here")
+@pytest.mark.skipif(not Path("/usr/bin/taskset").exists(), reason="only Linux's taskset keeps a process on one core")
 def test_cores_and_devices(tmp_path):
     """One core and all, one device and three: the atlas of the real command."""
     command = [f"{COMMANDS[3]} --criterion actgrad"]
