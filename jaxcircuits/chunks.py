@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ LARGEST, ENOUGH = 64, 16
 SHARE, MOST = 0.25, 8 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.
 IMAGES = 4
+# Images in one device call of an evaluation, and how large they may make a layer's output together, in bytes: it should
+# stay in the cache.
+TOGETHER, CACHED = 16, 32 << 20
 # Where a container says how many bytes it may take.
 CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -85,6 +89,12 @@ def sizes(
     if features is not None:
         most = min(chunk, features) if chunk else evenly(features, most)
     return Sizes(most, batch, streams)
+
+
+def images_together(network: Network, images: int) -> int:
+    """How many of the images make one device call of an evaluation, so that as few as possible calls are alike."""
+    largest = 4 * max(math.prod(layer.output_shape) for layer in network.layers.values())
+    return evenly(images, max(1, min(TOGETHER, CACHED // largest)))
 
 
 def cores() -> int:

@@ -22,7 +22,7 @@ from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.layers import Masks
 from jaxcircuits.manifest import identity, image_source, model_source, versions
-from jaxcircuits.masks import keep_counts, top_kernels
+from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.measures import interval, pooled, resamples
 from jaxcircuits.model import Model
 from jaxcircuits.scoring import Level, check_options, score_levels
@@ -106,7 +106,7 @@ def compare(
                     scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
                     jax.block_until_ready(scores)
                 total.costs[name] += cost
-                masks = [top_kernels(found, keep=keep) for found, keep in zip(scores, keeps, strict=True)]
+                masks = tops(scores, [{"keep": keep} for keep in keeps])
                 masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
                 del scores
                 added = None if means is None else [offsets(means, mask) for mask in masks]

@@ -35,20 +35,24 @@ class Gradients(NamedTuple):
     supports: dict[str, Array]
 
 
-def feature_kernels(layer: Layer, variables: Variables, directions: Array) -> Array:
+def feature_kernels(layer: Layer, variables: Variables, directions: Array, mask: Array | None = None) -> Array:
     """The target layer with one output channel a feature: directions (F, O) -> kernels (F, K, C).
 
-    A direction mixes output channels, which is linear in them and so in the weights.
+    A direction mixes output channels, which is linear in them and so in the weights; a mask (I, O) is of a circuit.
     """
     w = layer.weight(variables)
     w = w.reshape(*w.shape[:2], layer.groups, -1)
     d = directions.reshape(len(directions), layer.groups, -1)
-    return jnp.einsum("kigo,fgo->fkgi", w, d).reshape(len(directions), len(w), -1)
+    if mask is None:
+        kernels = jnp.einsum("kigo,fgo->fkgi", w, d)
+    else:  # added up as they are multiplied: the masked kernels are larger than what the direction takes of them
+        kernels = (w * (mask.reshape(w.shape[1:]) * d[:, None])[:, None]).sum(-1).swapaxes(2, 3)
+    return kernels.reshape(len(directions), len(w), -1)
 
 
-def activations(layer: Layer, variables: Variables, x: Array, directions: Array) -> Array:
+def activations(layer: Layer, variables: Variables, x: Array, directions: Array, mask: Array | None = None) -> Array:
     """The features' maps a (F, N, H, W) from the target layer's input x (N, H, W, C)."""
-    maps = feature_maps(layer, x, feature_kernels(layer, variables, directions))
+    maps = feature_maps(layer, x, feature_kernels(layer, variables, directions, mask))
     return maps + (directions @ layer.bias(variables))[:, None, None, None]
 
 

@@ -22,7 +22,7 @@ from jaxcircuits.granularity import count_relevant, masks_at, shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count as count_kernels
-from jaxcircuits.masks import keep_counts, top_kernels
+from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Scores
@@ -231,7 +231,7 @@ def judged(
         progress: called with the number of circuits times images done since the last call.
     """
     real = len(features)
-    masks = [top_kernels(found, **amount) for found, amount in zip(scores, amounts, strict=True)]
+    masks = tops(scores, amounts)
     masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
     masks = [{name: m[:real] for name, m in mask.items()} for mask in masks]
     added = None if means is None else [offsets(means, mask) for mask in masks]

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.layers import Arrays, Layer, Masks, Variables
-from jaxcircuits.ops import convolve
+from jaxcircuits.ops import convolve, pick
 
 # Output channels of one convolution, and lengths to which its input channels are rounded up.
 GROUP, LENGTHS = 32, 8
@@ -42,6 +42,7 @@ class Terms(NamedTuple):
         needs: how many inputs each group of outputs needs.
         way: 0 nothing to compute, 1 the staircase, 2 a whole convolution.
         full: the full network's output (N, H, W, O) where `from_full` may be true.
+        pairs: the layer's kernels (I, O, K), one after another, so that those of a group are gathered quickly.
     """
 
     factors: np.ndarray
@@ -51,6 +52,7 @@ class Terms(NamedTuple):
     needs: np.ndarray
     way: np.int32
     full: Array | None
+    pairs: Array
 
 
 def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
@@ -63,20 +65,20 @@ def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str
 
 
 def all_terms(
-    layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, offsets: Arrays, full: Masks
+    layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, offsets: Arrays, full: Masks, pairs: Masks
 ) -> dict[str, Terms]:
     """The terms of these layers of one circuit with the masks {layer: (I, O)} and offsets {layer: (O,)}, which are
-    added elsewhere; `full` are the outputs of some layers in the full network."""
+    added elsewhere; `full` are the outputs of some layers in the full network, `pairs` the kernels of these."""
     if not names:
         return {}
     given = {name: np.asarray(masks[name]) for name in layers if name in masks}
     order = list(layers)
     changed = (order.index(n) for n, mask in given.items() if not mask.all() or np.any(offsets.get(n, 0)))
     first = next(changed, len(order))
-    return {name: terms(given[name], full.get(name), order.index(name) <= first) for name in names}
+    return {name: terms(given[name], full.get(name), pairs[name], order.index(name) <= first) for name in names}
 
 
-def terms(mask: np.ndarray, full: Array | None, near: bool) -> Terms:
+def terms(mask: np.ndarray, full: Array | None, pairs: Array, near: bool) -> Terms:
     """The terms of a layer with the mask (I, O); `near`: it sees what it sees in the full network."""
     inputs = len(mask)
     from_full = (2 * mask.sum(0) > inputs) & (near and full is not None)
@@ -86,16 +88,16 @@ def terms(mask: np.ndarray, full: Array | None, near: bool) -> Terms:
     columns = np.argsort(-reach, kind="stable").astype(np.int32)
     needs = reach[columns][::GROUP].astype(np.int32)
     lengths = _lengths(inputs)
-    work = lengths[np.searchsorted(lengths, needs)].sum() * GROUP
+    work = lengths[np.searchsorted(lengths, needs[needs > 0])].sum() * GROUP
     way = 0 if not work else 2 if work > DENSE * mask.size or inputs < FEW else 1
     if way == 2:
         from_full, wanted = np.zeros_like(from_full), mask
     factors = np.where(from_full, -1, 1).astype(np.int8) * wanted
-    return Terms(factors, from_full, rows, columns, needs, np.int32(way), full)
+    return Terms(factors, from_full, rows, columns, needs, np.int32(way), full, pairs)
 
 
 def _lengths(inputs: int) -> np.ndarray:
-    return np.unique(np.ceil(inputs * np.arange(LENGTHS + 1) / LENGTHS).astype(np.int32))
+    return np.unique(np.ceil(inputs * np.arange(1, LENGTHS + 1) / LENGTHS).astype(np.int32))
 
 
 def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms) -> Array:
@@ -107,27 +109,38 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         return jnp.broadcast_to(start, (*shape, layer.outputs))
 
     def staircase() -> Array:
-        groups = len(terms.needs)
-        weights = (kernel * terms.factors)[:, :, terms.rows][..., terms.columns]
-        weights = jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, groups * GROUP - layer.outputs)))
-        weights = jnp.moveaxis(weights.reshape(*weights.shape[:3], groups, GROUP), 3, 0)
-        inputs, lengths = x[..., terms.rows], _lengths(layer.inputs)
+        steps = len(terms.needs)
+        columns = jnp.pad(terms.columns, (0, steps * GROUP - layer.outputs))
+        inputs, lengths = pick(x, jnp.asarray(terms.rows)), _lengths(layer.inputs)
 
         def of_length(n: int):
-            return lambda w: convolve(layer, inputs[..., :n], w[:, :, :n]) if n else jnp.zeros((*shape, GROUP))
+            def computed(columns: Array) -> Array:
+                chosen = terms.rows[:n, None], columns
+                weights = terms.pairs[chosen] * terms.factors[chosen][..., None]
+                weights = jnp.moveaxis(weights, -1, 0).reshape(*layer.window, n, GROUP)
+                return convolve(layer, inputs[..., :n], weights)
 
-        def group(w: Array, need: Array) -> Array:
-            return lax.switch(jnp.searchsorted(lengths, need), [of_length(n) for n in lengths.tolist()], w)
+            return computed
 
-        y = lax.map(lambda args: group(*args), (weights, terms.needs))
-        y = jnp.moveaxis(y, 0, -2).reshape(*shape, -1)
+        def group(g: Array, y: Array) -> Array:
+            own = lax.dynamic_slice_in_dim(columns, g * GROUP, GROUP)
+            found = lax.switch(jnp.searchsorted(lengths, terms.needs[g]), [of_length(n) for n in lengths.tolist()], own)
+            return lax.dynamic_update_slice_in_dim(y, found, g * GROUP, -1)
+
+        wanted = (terms.needs > 0).sum(dtype=jnp.int32)
+        y = lax.fori_loop(0, wanted, group, jnp.zeros((*shape, steps * GROUP)))
         back = jnp.zeros(layer.outputs, jnp.int32).at[terms.columns].set(jnp.arange(layer.outputs, dtype=jnp.int32))
-        return nothing() + y[..., back]
+        return nothing() + pick(y, back)
 
     def whole() -> Array:
         return convolve(layer, x, kernel * terms.factors) + bias
 
     return lax.switch(terms.way, [nothing, staircase, whole])
+
+
+def by_pairs(layer: Layer, variables: Variables) -> Array:
+    """The layer's kernels (I, O, K)."""
+    return jnp.moveaxis(layer.weight(variables), 0, -1)
 
 
 def outputs(layer: Layer, variables: Variables, x: Array) -> Array:

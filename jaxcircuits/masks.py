@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,46 +62,76 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     """
     if keep is None and kernels is None:
         keep, kernels = scores.record.keep, scores.record.kernels
-    relevant = count_relevant(scores.relevant, {name: scores.values[name].shape[1:] for name in scores.layers})
-    if (relevant == 0).any():
-        raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
-    counts = keep_counts(relevant, keep, kernels)
-    if not all(bool(jnp.isfinite(scores.values[name]).all()) for name in scores.layers):
-        raise InputError("the scores hold values that are not finite; the images or weights do, too")
-    masks = top(scores.layers, dict(scores.values), dict(scores.relevant), jnp.asarray(counts))
-    return {name: masks[name] for name in scores.layers}  # `jit` sorts dictionaries
+    return tops([scores], [{"keep": keep, "kernels": kernels}])[0]
+
+
+def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list[Masks]:
+    """`top_kernels` of each of K scores at its amount, `keep` or `kernels`; the same scores are ranked once."""
+    masks: list[Masks] = [{}] * len(scores)
+    for one in {id(found): found for found in scores}.values():
+        numbers = [k for k, found in enumerate(scores) if found is one]
+        relevant = count_relevant(one.relevant, {name: one.values[name].shape[1:] for name in one.layers})
+        if (relevant == 0).any():
+            raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
+        counts = [keep_counts(relevant, amounts[k].get("keep"), amounts[k].get("kernels")) for k in numbers]
+        if not all(bool(jnp.isfinite(one.values[name]).all()) for name in one.layers):
+            raise InputError("the scores hold values that are not finite; the images or weights do, too")
+        codes = _codes(one.layers, dict(one.values), dict(one.relevant))
+        thresholds = _thresholds(codes, jnp.asarray(np.stack(counts, -1)))
+        for at, k in enumerate(numbers):
+            found = _over(one.layers, dict(one.values), codes, *(a[:, at] for a in thresholds))
+            masks[k] = {name: found[name] for name in one.layers}  # `jit` sorts dictionaries
+    return masks
 
 
 @functools.partial(jax.jit, static_argnames="layers")
 def top(layers: tuple[str, ...], values: Masks, relevant: Masks, counts: Array) -> Masks:
-    """`top_kernels` for counts (F,), of values at any granularity and relevant kernels (F, I, O).
+    """`top_kernels` for counts (F,), of values at any granularity and relevant kernels (F, I, O)."""
+    codes = _codes(layers, values, relevant)
+    return _over(layers, values, codes, *(a[:, 0] for a in _thresholds(codes, counts[:, None])))
 
-    Finds each feature's k-th largest score by bisecting the 32 bits of its order-preserving code; then fills ties.
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _codes(layers: tuple[str, ...], values: Masks, relevant: Masks) -> Array:
+    """Unsigned numbers in the scores' order, 0 where not relevant: (F, all that have a score), which stand in PyTorch's
+    order (layer, O, I, K), by which ties are broken, as far as there are these axes."""
+    codes = (jnp.where(relevant_at(relevant[name], values[name].ndim), _ordered(values[name]), 0) for name in layers)
+    return jnp.concatenate([_by_output(code).reshape(len(code), -1) for code in codes], 1)
+
+
+@jax.jit
+def _thresholds(codes: Array, counts: Array) -> tuple[Array, Array]:
+    """The k-th largest code for counts k (F, K), and how many of its ties are among the first k: (F, K) both.
+
+    The 32 bits of each are found by bisection.
     """
-    # in PyTorch's order (F, O, I, K), by which ties are broken, as far as there are these axes
-    codes = {
-        name: _by_output(jnp.where(relevant_at(relevant[name], values[name].ndim), _ordered(values[name]), 0))
-        for name in layers
-    }
 
     def at_least(threshold: Array) -> Array:
-        flat = [code.reshape(len(code), -1) for code in codes.values()]
-        return sum((code >= threshold[:, None]).sum(1, dtype=jnp.int32) for code in flat)  # pyright: ignore
+        return (codes[:, None] >= threshold[..., None]).sum(-1, dtype=jnp.int32)
 
     def bisect(step: Array, threshold: Array) -> Array:
         higher = threshold | (jnp.uint32(1) << (jnp.uint32(31) - step.astype(jnp.uint32)))
         return jnp.where(at_least(higher) >= counts, higher, threshold)
 
     threshold = lax.fori_loop(0, 32, bisect, jnp.zeros(counts.shape, jnp.uint32))
-    left = counts - at_least(threshold + 1)
-    masks = {}
+    return threshold, counts - at_least(threshold + 1)
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _over(layers: tuple[str, ...], like: Masks, codes: Array, threshold: Array, left: Array) -> Masks:
+    """The masks, of the values' shapes, of what is over a threshold (F,) or among the first `left` (F,) ties."""
+    tied, left = codes == threshold[:, None], left[:, None]
+
+    def first() -> Array:
+        return tied & (jnp.cumsum(tied, axis=1, dtype=jnp.int32) <= left)
+
+    some = (tied.sum(1, keepdims=True) > left).any()
+    chosen = (codes > threshold[:, None]) | lax.cond(some, first, lambda: tied)
+    masks, start = {}, 0
     for name in layers:
-        code = codes[name].reshape(len(codes[name]), -1)
-        tied = code == threshold[:, None]
-        rank = jnp.cumsum(tied, axis=1, dtype=jnp.int32)
-        chosen = (code > threshold[:, None]) | (tied & (rank <= left[:, None]))
-        masks[name] = _by_output(chosen.reshape(codes[name].shape))
-        left = jnp.maximum(left - rank[:, -1], 0)
+        shape = (len(codes), *reversed(like[name].shape[1:]))
+        end = start + math.prod(shape[1:])
+        masks[name], start = _by_output(chosen[:, start:end].reshape(shape)), end
     return masks
 
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation import Evaluation
-from jaxcircuits.faithfulness import BATCH, evaluate
+from jaxcircuits.faithfulness import evaluate
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_alike, top
@@ -142,7 +142,7 @@ def against_nulls(
     by_layer: bool = False,
     seed: int = 0,
     ablation: str = "zero",
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> Nulls:
     """Judge circuits beside random ones of equal size, on the same images and by the same ablation.
 

@@ -61,6 +61,14 @@ def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
     )
 
 
+def pick(x: Array, channels: Array) -> Array:
+    """The channels (C',) of x (..., C), all of which it has: (..., C').
+
+    As `x[..., channels]`, of which XLA on a CPU now and then makes a transposed copy first.
+    """
+    return x.reshape(-1, x.shape[-1]).at[:, channels].get(mode="promise_in_bounds").reshape(*x.shape[:-1], -1)
+
+
 def seen_by(layer: Layer, x: Array) -> Array:
     """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
     return x if _by_convolution(layer) else split_patches(layer, x)

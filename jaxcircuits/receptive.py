@@ -71,6 +71,14 @@ def fields(network: Network, variables: Variables) -> dict[str, ReceptiveField]:
     return found
 
 
+def depends(run: Callable[..., Any], axis: int, source: Any, *others: Any) -> Any:
+    """What each result of run(source, *others) sees along one axis of the source, from shapes."""
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(source, *others)
+    place = np.arange(source.shape[axis])
+    given = [_Seen(axis, place, place + 1), *[_Seen.nothing()] * (len(closed.in_avals) - 1)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), _walk(closed.jaxpr, given))
+
+
 def _of_layer(layer: Layer, axis: int, seen: _Seen) -> np.ndarray:
     """(H, 2) from what the layer's input (N, H, W, C) sees."""
     count = layer.positions[axis]

@@ -23,8 +23,8 @@ from jaxcircuits import masked, sparse
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
 
-TAPS, PROBES, PINNED, SUPPORTS, TERMS, MARKED = (
-    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms", "marked")
+TAPS, PROBES, PINNED, SUPPORTS, TERMS, GIVEN, MARKED = (
+    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms", "given", "marked")
 )
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -46,6 +46,7 @@ class Network:
         *,
         supports: Mapping[str, Array] | None = None,
         terms: Mapping[str, masked.Terms] | None = None,
+        inputs: Mapping[str, Array] | None = None,
         pinned: bool = False,
     ) -> dict[str, Array]:
         """One forward pass.
@@ -57,6 +58,7 @@ class Network:
             supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
                 many features is then computed from there alone.
             terms: {convolution: `masked.Terms`}, by which it is computed for a circuit; its own kernel is not masked.
+            inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
                 underflows, and a gradient is non-zero exactly where a path leads.
@@ -71,6 +73,10 @@ class Network:
         # as variables, because nn.jit must see them
         given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (supports or {}).items()}
         given |= {(TERMS, *self.layers[name].path, "terms"): found for name, found in (terms or {}).items()}
+        given |= {
+            (GIVEN, *self.layers[name].path, "input"): x.reshape(len(images), *self.layers[name].input_shape)
+            for name, x in (inputs or {}).items()
+        }
         variables = {**variables, **traverse_util.unflatten_dict(given)}
         # nn.jit caches its traces by the mutable collections, not by interceptors: a pinned run needs one of its own
         collections = [TAPS, PINNED] if pinned else [TAPS]
@@ -100,6 +106,8 @@ def _input(args, kwargs) -> Array:
 def _tap(call, args, kwargs, context):
     if not _layer_call(context):
         return call(*args, **kwargs)
+    if context.module.has_variable(GIVEN, "input"):
+        args, kwargs = (context.module.get_variable(GIVEN, "input"),), {}
     y = call(*args, **kwargs)
     context.module.sow(TAPS, "input", _input(args, kwargs), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     probed = context.module.has_variable(PROBES, "probe")

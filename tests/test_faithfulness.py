@@ -120,7 +120,7 @@ def test_chunks_and_progress(small, scores, monkeypatch):
     features, steps = jc.Features("features.3", [4, 0, 4, 0, 0]), []
     masks = {name: mask[np.array([0, 1, 0, 1, 1])] for name, mask in jc.top_kernels(scores, keep=0.5).items()}
     expected = jc.correlation(small.model, small.images, features, masks, batch=2)
-    monkeypatch.setattr("jaxcircuits.faithfulness.CHUNK", 2)
+    monkeypatch.setattr("jaxcircuits.moments.CHUNK", 2)
     found = correlations(small.model, small.images, features, [masks, masks], batch=2, progress=steps.append)
     np.testing.assert_allclose(found, np.stack([expected, expected], 1), atol=1e-6)
     assert sum(steps) == 5 * 5
@@ -208,8 +208,8 @@ def test_circuits_computed_by_terms_are_the_same(monkeypatch):
     assert masked.suited(model.layers, "d", {n: np.ones(shapes[n], bool) for n in names}) == tuple(names)
     ways, signs, original = set(), set(), masked.terms
 
-    def spied(mask, full, near):
-        found = original(mask, full, near)
+    def spied(mask, full, pairs, near):
+        found = original(mask, full, pairs, near)
         ways.add(int(found.way))
         signs.update(np.unique(found.factors).tolist())
         return found
