@@ -71,25 +71,76 @@ def pick(x: Array, channels: Array) -> Array:
 
 def seen_by(layer: Layer, x: Array) -> Array:
     """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
-    return x if _by_convolution(layer) else split_patches(layer, x)
+    if not _on_cpu(layer):
+        return split_patches(layer, x)
+    return x if layer.inputs < THIN else jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
 
 
 def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
-    """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O).
-
-    On a CPU one convolution, over the positions of a layer's output instead of its window, and of the layout that XLA
-    has a fast one for: patches would be many times as large as the input.
-    """
-    if not _by_convolution(layer):
+    """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O)."""
+    if not _on_cpu(layer):
         g = g.reshape(*g.shape[:2], layer.groups, -1)
         return jnp.einsum("npgo,npkgi->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
+    by_parts = _by_convolution if layer.inputs < THIN else _by_strips
+    return by_parts(layer, seen, g)
+
+
+# Below so many input channels a product of patches is too thin, and one convolution is faster.
+THIN = 16
+# Positions whose patches are made together: they should stay in the cache.
+STRIP = 1024
+
+
+def _on_cpu(layer: Layer) -> bool:
+    return layer.ungrouped and jax.default_backend() == "cpu"
+
+
+def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
+    """Patches of a few rows of positions after the other: all of them are many times as large as the input, and XLA's
+    products over so many positions are slow on a CPU."""
+    height, width = layer.positions
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n * width <= STRIP or n == 1))
+    if rows * width < STRIP // 4:  # the height has no good divisor
+        rows = height
+    reach = (rows - 1) * layer.strides[0] + (layer.window[0] - 1) * layer.dilation[0] + 1
+    strips = height // rows
+    g = g.reshape(len(x) * strips, rows * width, layer.outputs)
+
+    def strip(at: Array) -> Array:
+        n, start = at // strips, at % strips * rows * layer.strides[0]
+        part = lax.dynamic_slice(x, (n, start, 0, 0), (1, reach, *x.shape[2:]))
+        own = lax.dynamic_index_in_dim(g, at, keepdims=False)
+        return jnp.einsum("pk,po->ko", _windows(layer, part, rows), own)
+
+    if len(g) == 1:
+        found = strip(jnp.int32(0))
+    else:
+        zero = jnp.zeros((math.prod(layer.window) * layer.inputs, layer.outputs), g.dtype)
+        found = lax.fori_loop(0, len(g), lambda at, total: total + strip(at), zero)
+    return found.reshape(-1, layer.inputs, layer.outputs)
+
+
+def _windows(layer: Layer, x: Array, rows: int) -> Array:
+    """What some rows of positions see of the padded x (1, H, W, C): (rows * W', K * C)."""
+    sizes = rows, layer.positions[1]
+    views = []
+    for corner in itertools.product(*map(range, layer.window)):
+        start = [c * dilation for c, dilation in zip(corner, layer.dilation, strict=True)]
+        end = [a + (n - 1) * stride + 1 for a, n, stride in zip(start, sizes, layer.strides, strict=True)]
+        views.append(lax.slice(x[0], (*start, 0), (*end, x.shape[-1]), (*layer.strides, 1)))
+    return jnp.concatenate(views, -1).reshape(math.prod(sizes), -1)
+
+
+def _by_convolution(layer: Layer, x: Array, g: Array) -> Array:
+    """One convolution, over the positions of the layer's output instead of its window, and of the layout that XLA has a
+    fast one for."""
     padding = []
     for a in (0, 1):
-        before, size = layer.padding[a][0], seen.shape[1 + a]
+        before, size = layer.padding[a][0], x.shape[1 + a]
         reach = (layer.window[a] - 1) * layer.dilation[a] + (layer.positions[a] - 1) * layer.strides[a] + 1
         padding.append((before, reach - size - before))
     found = lax.conv_general_dilated(
-        seen.transpose(3, 1, 2, 0),
+        x.transpose(3, 1, 2, 0),
         g.reshape(len(g), *layer.positions, layer.outputs).transpose(1, 2, 0, 3),
         layer.dilation,
         padding,
@@ -97,10 +148,6 @@ def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return jnp.swapaxes(found.reshape(layer.inputs, -1, layer.outputs), 0, 1)
-
-
-def _by_convolution(layer: Layer) -> bool:
-    return layer.ungrouped and jax.default_backend() == "cpu"
 
 
 def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:

@@ -28,6 +28,10 @@ from jaxcircuits.layers import Layer
 from jaxcircuits.ops import kernel_gradients, patches, seen_by
 
 
+# Features whose gradients are made together from the same patches.
+TOGETHER = 4
+
+
 def _mean(part, gradient: Array, w: Array) -> Array:
     """Mean over a kernel's weights of part(gradient (K, ...) * w (K, ...))."""
     return sparse.sum_products(gradient, w, part) / len(w)
@@ -48,13 +52,13 @@ def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array)
         return lax.scan(image, jnp.zeros(total.shape[1:]), (seen, g))[0]
 
     seen = seen_by(layer, x)
-    return total + lax.map(one, g)
+    return total + lax.map(one, g, batch_size=TOGETHER)
 
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, K, I, O)."""
     seen = seen_by(layer, x)
-    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g)
+    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g, batch_size=TOGETHER)
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
