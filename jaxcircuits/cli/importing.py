@@ -12,10 +12,10 @@ from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, 
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.loading import load
 from jaxcircuits.pytorch.importing import are_masks, circuits_of_scores, read_kernels, read_masks, read_scores
+from jaxcircuits.spelling import parse
 
 
 @click.command("import", cls=Command)

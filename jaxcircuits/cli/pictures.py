@@ -14,13 +14,13 @@ from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Comma
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.pictures import png, sheet, top_patches, visualise
 from jaxcircuits.pictures.patches import COUNT
 from jaxcircuits.pictures.visualise import OBJECTIVES, STEPS
+from jaxcircuits.spelling import parse
 
 SMALL = 96  # pictures of fewer pixels are enlarged
 

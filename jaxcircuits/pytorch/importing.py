@@ -13,7 +13,7 @@ import numpy as np
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlation
-from jaxcircuits.features import Features, find_layer, parse
+from jaxcircuits.features import Features, find_layer
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.layers import Layer
 from jaxcircuits.manifest import identity, image_source, model_source, versions
@@ -21,6 +21,7 @@ from jaxcircuits.masks import count, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant_kernels
 from jaxcircuits.scores import Record, Scores
+from jaxcircuits.spelling import parse
 from weights_conversion import ConversionError, read_file
 from weights_conversion.errors import reason
 from weights_conversion.files import load_torch

@@ -11,9 +11,9 @@ import numpy as np
 import jaxcircuits as jc
 from jaxcircuits.circuit import feature_label
 from jaxcircuits.diagram.page import summary
-from jaxcircuits.features import parse
 from jaxcircuits.loading import describe_architecture
 from jaxcircuits.pages import render, table
+from jaxcircuits.spelling import parse
 from tests.hostile.arrays import npy_of
 from tests.hostile.circuits import MANIFEST
 from tests.hostile.mutations import STRINGS
