@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
@@ -15,11 +13,8 @@ from jax import Array
 
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.layers import Layer
-from weights_conversion.errors import reason
-from weights_conversion.guards import check_array, file_size
 
 OBJECTIVES = ("abs", "sum", "max")
-NUMBER = "([0-9]{1,18})"
 Position = Literal["middle", "argmax"] | tuple[int, int] | np.ndarray | None
 Place = Literal["middle", "argmax", "given"] | tuple[int, int] | None
 
@@ -205,64 +200,6 @@ def _array(value, dtype=None) -> np.ndarray:
         return np.empty(0)
 
 
-def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> Features:
-    """Read a feature as it is written on the command line.
-
-    Args:
-        text: `LAYER:CHANNEL`, `LAYER:A-B` (both included), `LAYER:*` or `LAYER:FILE.npy` (directions), each of them
-            possibly followed by `@H,W`, `@middle` or `@argmax`.
-        layers: the model's.
-        objective: as for `Features`.
-
-    Raises:
-        InputError: the text has another form, or names what the model does not have.
-    """
-    layer, colon, rest = text.partition(":")
-    what, at, where = rest.rpartition("@") if "@" in rest and not rest.endswith(".npy") else (rest, "", "")
-    if not (layer and colon and what) or bool(at) != bool(where):
-        raise InputError(
-            f"{text!r} is no feature; expected LAYER:CHANNEL, LAYER:A-B, LAYER:* or LAYER:FILE.npy, then @H,W"
-        )
-    position: Position = None
-    if at:
-        numbers = re.fullmatch(rf"{NUMBER},{NUMBER}", where)
-        position = (int(numbers[1]), int(numbers[2])) if numbers else where  # pyright: ignore[reportAssignmentType]
-    options = {"position": position, "objective": objective}
-    if what.endswith(".npy"):
-        rows = np.atleast_2d(_directions(what))
-        names = [f"{Path(what).stem}-{row}" for row in range(len(rows))]
-        return Features(layer, directions=rows, names=names, **options).resolve(layers)
-    numbers = re.fullmatch(rf"{NUMBER}(?:-{NUMBER})?", what)
-    if what != "*" and not numbers:
-        raise InputError(f"{text!r} names no channel; expected a number, a range A-B, * or a FILE.npy of directions")
-    if not numbers:
-        return Features(layer, **options).resolve(layers)
-    first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-    if last < first:
-        raise InputError(f"{text!r} runs backwards; expected A-B with A at most B")
-    outputs = find_layer(layers, layer).outputs
-    if last >= outputs:
-        raise InputError(f"{layer!r} has no channel {last}; its channels are 0 to {outputs - 1}")
-    return Features(layer, range(first, last + 1), **options).resolve(layers)
-
-
-def _directions(file: str) -> np.ndarray:
-    try:
-        size = file_size(file)
-        with open(file, "rb") as content:  # not np.load, which opens archives as well
-            check_array(content, size)
-            directions = np.lib.format.read_array(content, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {file!r}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file!r} is no .npy file of numbers: {reason(error)}") from None
-    if directions.dtype.kind not in "fiu" or directions.ndim not in (1, 2) or not directions.shape[-1]:
-        raise InputError(
-            f"{file!r} holds {directions.dtype} of shape {directions.shape}; expected numbers of shape (C,) or (F, C)"
-        )
-    return directions
-
-
 def place_weights(place: Place, maps: Array, given: Array) -> Array:
     """Where the feature is looked at: 1 there and 0 elsewhere, of a shape that broadcasts to the maps' (F, N, H, W).
 
@@ -281,6 +218,12 @@ def place_weights(place: Place, maps: Array, given: Array) -> Array:
     else:
         row, column = (height // 2, width // 2) if place == "middle" else place
         rows, columns = jnp.full((1, 1), row), jnp.full((1, 1), column)
+    return _only(rows, columns, maps)
+
+
+def _only(rows: Array, columns: Array, maps: Array) -> Array:
+    """1 at these places and 0 elsewhere on maps (F, N, H, W)."""
+    height, width = maps.shape[2:]
     here = jnp.arange(height)[:, None] == rows[..., None, None]
     return (here & (jnp.arange(width) == columns[..., None, None])).astype(maps.dtype)
 
@@ -300,7 +243,4 @@ def cotangents(objective: str, maps: Array, where: Array) -> Array:
         return jnp.sign(maps) * where
     if objective == "sum":
         return jnp.broadcast_to(where, maps.shape)
-    seen = jnp.where(where > 0, maps, -jnp.inf)
-    best = seen.reshape(*maps.shape[:2], -1).argmax(-1)
-    first = jnp.arange(maps.shape[2] * maps.shape[3]) == best[..., None]
-    return first.reshape(maps.shape).astype(maps.dtype)
+    return _only(*strongest(jnp.where(where > 0, maps, -jnp.inf)), maps)

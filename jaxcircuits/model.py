@@ -78,7 +78,16 @@ class Model:
         return jax.jit(lambda variables, images: self.module.apply(variables, images, **self.apply_options))
 
     def network(self, image_shape: tuple[int, int, int] | None = None) -> Network:
-        """The layers and their geometry for images of shape (H, W, C), by default of the nominal size."""
+        """The layers and their geometry for images of shape (H, W, C), by default of the nominal size.
+
+        Raises:
+            InputError: JAX computes in float64, which nothing here is made for.
+        """
+        if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+            raise InputError(
+                "jax_enable_x64 is set, and jaxcircuits computes in float32; leave it off, or put what it computes "
+                "into `with jax.enable_x64(False):`"
+            )
         shape = image_shape or (self.input_size, self.input_size, self.channels)
         if shape not in self._networks:
             self._networks[shape] = describe(self.module, self.variables, shape, self.apply_options)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcircuits.jaxprs import LOOPS, by_element, called
 from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.model import Model
 from jaxcircuits.taps import Network
@@ -152,9 +153,8 @@ def _apply(equation, seen: list[_Seen]) -> list[_Seen]:
     name, results = equation.primitive.name, equation.outvars
     if not seen or all(part.end.max() == 0 for part in seen):
         return [_Seen.nothing()] * len(results)
-    inner = next((_open(value) for key, value in equation.params.items() if key in ("jaxpr", "call_jaxpr")), None)
-    if inner is not None and len(inner.invars) == len(seen) and name not in LOOPS:
-        return _walk(inner, seen)
+    if name not in LOOPS and (inner := called(equation)) is not None:
+        return _walk(inner.jaxpr, seen)
     shapes = [v.aval.shape for v in equation.invars]
     if name == "split":
         return _split(equation.params, seen[0])
@@ -164,27 +164,14 @@ def _apply(equation, seen: list[_Seen]) -> list[_Seen]:
         return [_reduced(equation.params["axes"], part) for part in seen[: len(results)]]
     if name in RULES:
         return [RULES[name](equation.params, seen, shapes, results[0].aval.shape)]
-    if all(_fits(shape, v.aval.shape) for v in results for shape in shapes) and name not in ACROSS:
+    if by_element(equation):
         return [_elementwise(seen, results[0].aval.shape)] * len(results)
     return [_Seen.union(seen).everywhere()] * len(results)
-
-
-def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
-    return not shape or (len(shape) == len(result) and all(n in (1, m) for n, m in zip(shape, result, strict=True)))
 
 
 def _elementwise(seen: list[_Seen], result: tuple[int, ...]) -> _Seen:
     spread = lambda part: part.axis is not None and len(part.first) != result[part.axis]  # noqa: E731
     return _Seen.union([part.everywhere() if spread(part) else part for part in seen])
-
-
-LOOPS = ("scan", "while")
-# of one shape, and yet not element by element
-ACROSS = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "triangular_solve", "fft")
-
-
-def _open(value):
-    return getattr(value, "jaxpr", value)
 
 
 def _split(params: Mapping[str, Any], seen: _Seen) -> list[_Seen]:

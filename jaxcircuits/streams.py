@@ -33,7 +33,7 @@ class Streams(Generic[T]):
         if len(self._running) == self._number:
             self._values.append(self._running.pop(0).result())
         value = self._values.pop(0)
-        self._running.append(self._pool.submit(lambda: jax.block_until_ready(work(value, *arguments))))
+        self._running.append(self._pool.submit(_finished, work, value, *arguments))
 
     def results(self) -> tuple[T, ...]:
         """The values, when all work is done."""
@@ -47,6 +47,12 @@ class Streams(Generic[T]):
             self._pool.shutdown()
 
 
+def _finished(work: Callable[..., T], *arguments) -> T:
+    """The result of the work, in a thread, which has settings of its own: float32, whatever the program's are."""
+    with jax.enable_x64(False):
+        return jax.block_until_ready(work(*arguments))
+
+
 @contextlib.contextmanager
 def side_by_side(threads: int) -> Iterator[Callable[..., list]]:
     """A `map` that works in so many threads, on the caller's default device, and waits for all results."""
@@ -56,7 +62,7 @@ def side_by_side(threads: int) -> Iterator[Callable[..., list]]:
         def mapped(work: Callable[..., T], *arguments: Iterable) -> list[T]:
             def here(*one) -> T:
                 with jax.default_device(device):
-                    return jax.block_until_ready(work(*one))
+                    return _finished(work, *one)
 
             return list(pool.map(here, *arguments))
 

@@ -14,9 +14,11 @@ os.environ.setdefault(
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # umap-learn takes longer to compile than to run uncompiled
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 import torch
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxcircuits as jc
 from tests.twins import Small, TorchSmall, random_variables
@@ -24,6 +26,20 @@ from weights_conversion import to_torch
 
 hypothesis.settings.register_profile("jaxcircuits", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("jaxcircuits")
+
+
+CACHE = {name: getattr(jax.config, name)
+         for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_cache_left():
+    """A command, or a page, says where its process keeps compiled programs; the tests after it keep none there."""
+    yield
+    if any(getattr(jax.config, name) != value for name, value in CACHE.items()):
+        for name, value in CACHE.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 class Pair(NamedTuple):

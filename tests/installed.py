@@ -73,11 +73,11 @@ def core() -> None:
 
 
 def extras() -> None:
-    (found,) = json.loads(works("extract", "alexnet", "features.10:9", "--keep", ".05", "--scores", "--json"))[
+    (found,) = json.loads(works("extract", "alexnet", "features.6:56", "--keep", ".05", "--scores", "--json"))[
         "circuits"
     ]
-    assert found["correlation"] > 0.5, found
-    circuit = "circuits/alexnet/features.10_9.snip.keep0.05.safetensors"
+    assert found["correlation"] > 0.9, found
+    circuit = "circuits/alexnet/features.6_56.snip.keep0.05.safetensors"
     works("diagram", circuit, "--pictures", "none", "--format", "html,svg,graphml,json")
     works("report", circuit, "--pictures", "none")
     works("subcircuits", "alexnet", "features.3:5", "--granularity", "filter", "--images", "photos:a")

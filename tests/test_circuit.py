@@ -12,25 +12,13 @@ from safetensors.numpy import load_file, save
 
 import jaxcircuits as jc
 from jaxcircuits.circuit import COMPUTED, stem
+from tests import manifests
 
 rng = np.random.default_rng(0)
 MASKS = {"features.10": rng.random((3, 4)) < 0.5, "features.0": rng.random((2, 3)) < 0.5}
-MANIFEST = {
-    "model": "alexnet",
-    "weights": {"source": "lpips", "sha256": "0" * 64},
-    "images": {"source": "photos", "resize": "crop", "number": 48, "digest": "1" * 64},
-    "criterion": "snip",
-    "absolute": "per_image",
+MANIFEST = manifests.MANIFEST | {
     "feature": {"layer": "features.10", "channel": 3, "position": None},
-    "objective": "abs",
-    "keep": 0.05,
-    "kernels": None,
-    "relevant": 18,
-    "kept": 9,
-    "effective": 7,
-    "correlation": 0.5,
     "layers": list(MASKS),
-    "versions": {"jax": "1"},
 }
 
 

@@ -23,6 +23,7 @@ from safetensors import safe_open
 import jaxcircuits as jc
 from jaxcircuits.cli import main
 from jaxcircuits.cli.networks import convert
+from tests.manifests import MANIFEST
 from tests.torchvision_oracle import torchvision
 from weights_conversion import read_state
 
@@ -555,3 +556,16 @@ def test_the_defaults_are_told(here, tmp_path):
     assert "alexnet with weights lpips (the default), 48 images: photos (the default)" in done.stdout
     (path,) = tmp_path.rglob("*.*ors")
     assert path.relative_to(tmp_path) == Path("circuits/alexnet/features.0_3.magnitude.keep0.5.safetensors")
+
+
+def test_a_feature_without_a_gradient_has_no_picture(here, workplace):
+    mask = np.ones((3, 64), bool)
+    mask[:, 1] = False
+    manifest = MANIFEST | {"feature": {"layer": "features.0", "channel": 1, "position": None}, "layers": ["features.0"]}
+    jc.Circuit({"features.0": mask}, manifest).save(workplace / "dead.safetensors")
+    asked = ("pictures", "alexnet", "features.0:1-2", "--circuit", "dead.safetensors", "--steps", "2", "--count", "0")
+    done = here(workplace, *asked, "--out", "drawn")
+    assert "no picture of features.0:1: gradient ascent found no gradient\n\n1 pictures in" in done.stdout
+    assert os.listdir("drawn/alexnet/pictures") == ["features.0_2.in.dead.png"]
+    rows = json.loads(here(workplace, *asked, "--out", "drawn", "--json").stdout)["features"]
+    assert rows[0]["picture"] is None and rows[1]["picture"].endswith("features.0_2.in.dead.png")

@@ -14,11 +14,9 @@ import tomllib
 from pathlib import Path
 
 import click
-import jax
 import nbformat
 import pytest
 from click.testing import CliRunner
-from jax.experimental.compilation_cache import compilation_cache
 from nbclient import NotebookClient
 
 import jaxcircuits as jc
@@ -56,18 +54,8 @@ def load_once():
     return functools.cache(jc.load)
 
 
-@pytest.fixture
-def no_cache_left():
-    """A page shows how to keep compiled programs; the tests after it do not keep them there."""
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON)
-@pytest.mark.usefixtures("no_cache_left")
 def test_python_blocks_run(page, load_once, tmp_path, monkeypatch):
     """From top to bottom, in one namespace, and print what stands below them."""
     monkeypatch.setattr(jc, "load", load_once)

@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxcircuits import Features, InputError
-from jaxcircuits.features import cotangents, joined, parse, place_weights
+from jaxcircuits.features import cotangents, joined, place_weights
 from jaxcircuits.layers import Layer
+from jaxcircuits.spelling import parse
 from tests import twins
 
 rng = np.random.default_rng(0)

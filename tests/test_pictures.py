@@ -164,6 +164,14 @@ def test_pictures_of_circuits(small):
     np.testing.assert_allclose([own.values[1], own.start[1]], bias, atol=1e-6)
 
 
+def test_features_without_a_gradient(small):
+    masks = {"features.3": np.ones((8, 6), bool)}
+    masks["features.3"][:, 1] = False
+    found = visualise(small.model, jc.Features("features.3", [1, 2]), masks=masks, steps=2)
+    assert found.unmoved.tolist() == [True, False]
+    assert np.ptp(found.pictures[0]) < 16 < np.ptp(found.pictures[1])
+
+
 @pytest.mark.slow
 def test_alexnets_pictures(alexnet):
     """Cut to the receptive field, and far above what any photograph reaches."""

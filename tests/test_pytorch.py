@@ -141,8 +141,8 @@ def test_files_that_are_none(small, tmp_path, monkeypatch):
     shape = small.model.layers["features.0"].outputs, small.model.layers["features.0"].inputs
     good = torch.ones(shape)
     for content, why in (
-        (Code(), "is no file of tensors only"),
-        ({"features.0": Code()}, "is no file of tensors only"),
+        (Code(), "is broken, or no PyTorch file of weights only"),
+        ({"features.0": Code()}, "is broken, or no PyTorch file of weights only"),
         ({"features.0": "x"}, "is of type str; expected"),
         ({"features.0": torch.ones(3, 8)}, r"is of shape \(3, 8\); expected \(8, 3\), outputs by inputs"),
         ({"features.0": torch.ones(1).expand(2**30, 2**30)}, "is of shape"),
@@ -157,8 +157,12 @@ def test_files_that_are_none(small, tmp_path, monkeypatch):
     ):
         with pytest.raises(jc.InputError, match=why):
             jc.pytorch.read_masks(saved("a.pt", content), small.model, "features.3:1")
-    with pytest.raises(jc.InputError, match="cannot be read: No such file"):
+    with pytest.raises(jc.InputError, match=r"cannot read .*No such file"):
         jc.pytorch.read_masks("b.pt", small.model, "features.3:1")
+    os.mkfifo("c.pt")
+    with pytest.raises(jc.InputError, match="no regular file"):  # and does not wait for one who writes into it
+        jc.pytorch.read_masks("c.pt", small.model, "features.3:1")
+    os.remove("c.pt")
     with pytest.raises(jc.InputError, match="of one feature"):
         jc.pytorch.read_masks("a.pt", small.model, "features.3:0-1")
     assert os.listdir(tmp_path) == ["a.pt"]

@@ -73,3 +73,23 @@ def test_how_many_calls_at_a_time(small, monkeypatch):
     assert sizes(8) == chunks.Sizes(chunks.ENOUGH // 2, 1, 1)
     monkeypatch.setattr(chunks, "_budget", lambda: 0.5 * a_feature)
     assert sizes(8) == chunks.Sizes(1, 1, 1)
+
+
+def test_float64(small):
+    """It is refused in one sentence, and the way out that this names works in threads, too."""
+    features = jc.Features("features.3", [1, 2])
+    wanted = jc.score(small.model, small.images, features)
+    masks = jc.top_kernels(wanted, keep=0.3)
+    r = jc.correlation(small.model, small.images, features, masks)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        for run in (jc.score, lambda *a: jc.evaluate(*a, masks), lambda *a: list(jc.extract(*a, keep=0.3))):
+            with pytest.raises(jc.InputError, match="jax_enable_x64 is set, and jaxcircuits computes in float32"):
+                run(small.model, small.images, features)
+        with jax.enable_x64(False):
+            found = jc.score(small.model, small.images, features)
+            np.testing.assert_array_equal(jc.correlation(small.model, small.images, features, masks), r)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    for name in wanted.layers:
+        np.testing.assert_array_equal(found.values[name], wanted.values[name])

@@ -41,10 +41,7 @@ def read_file(path: str | Path) -> StateDict:
     """
     path = Path(path)
     read, _ = _format(path)
-    try:
-        file_size(path)
-    except (OSError, ValueError) as err:
-        raise ConversionError(f"cannot read {path}: {reason(err)}") from None
+    _check_readable(path)
     state = _without_prefixes(read(path))
     if not state:
         raise ConversionError(f"{path} holds no weights")
@@ -79,15 +76,33 @@ def _format(path: Path) -> tuple[Reader, Writer]:
     return FORMATS[path.suffix]
 
 
-def _read_torch(path: Path) -> StateDict:
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote to a file; no code in it is run.
+
+    Raises:
+        ConversionError: the file cannot be read, is broken, or holds anything but tensors, numbers and containers.
+    """
     torch = _torch(f"reading {path}")
+    _check_readable(path)
     try:
-        size = check_torch_file(path)
+        check_torch_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # a hostile or broken file may raise anything
         raise ConversionError(f"{path} is broken, or no PyTorch file of weights only ({reason(err)})") from None
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        file_size(path)
+    except (OSError, ValueError) as err:
+        raise ConversionError(f"cannot read {path}: {reason(err)}") from None
+
+
+def _read_torch(path: Path) -> StateDict:
+    content = load_torch(path)
+    torch, size = _torch(f"reading {path}"), file_size(path)
     for name in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -157,7 +172,8 @@ def _without_prefixes(state: StateDict) -> StateDict:
 
 def _float32(value: np.ndarray) -> np.ndarray:
     floating = value.dtype.kind in "fV"  # ml_dtypes' are of kind V
-    return value.astype(np.float32) if floating and value.dtype != np.float32 else value
+    with np.errstate(over="ignore"):  # too large for float32 is infinite
+        return value.astype(np.float32) if floating and value.dtype != np.float32 else value
 
 
 FORMATS: dict[str, tuple[Reader, Writer]] = {

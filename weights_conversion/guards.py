@@ -71,15 +71,15 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def check_torch_file(path: str | os.PathLike[str]) -> int:
-    """Refuse a .pth that unpacks to more than it holds, or whose pickle would keep a computer busy; its size."""
+def check_torch_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a .pth that unpacks to more than it holds, or whose pickle would keep a computer busy."""
     size = file_size(path)
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # as torch decides it
             file.seek(0)
             for _ in range(5):  # before version 1.6: magic number, protocol, system, weights, names of their arrays
                 check_pickle(file)
-            return size
+            return
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             if archive.comment or len({info.filename.lower() for info in infos}) < len(infos):
@@ -92,7 +92,6 @@ def check_torch_file(path: str | os.PathLike[str]) -> int:
                 if info.filename.lower().endswith("data.pkl"):
                     with archive.open(info) as pickled:
                         check_pickle(pickled)
-    return size
 
 
 def check_pickle(file: IO[bytes]) -> None:

@@ -23,9 +23,10 @@ from jaxcircuits.cli.screen import Screen
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.data import count, read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import Features, parse
+from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
 from jaxcircuits.loading import load
+from jaxcircuits.spelling import parse
 
 LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 

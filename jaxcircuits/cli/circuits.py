@@ -21,7 +21,6 @@ from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
 from jaxcircuits.faithfulness import evaluate as judge
-from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
@@ -32,6 +31,7 @@ from jaxcircuits.paths import relevant_kernels
 from jaxcircuits.plots import curves
 from jaxcircuits.pytorch.files import USAGE as COMPACT_USAGE
 from jaxcircuits.pytorch.files import export_compact, free_compact_paths
+from jaxcircuits.spelling import parse
 
 KEEPS = "0.5,0.2,0.1,0.05,0.01"
 LONG = 40  # lines of a table, beyond which it has one line for each feature

@@ -17,9 +17,9 @@ from jaxcircuits.comparison import Comparison, free_paths
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.data import read_images
 from jaxcircuits.faithfulness import KEEPS
-from jaxcircuits.features import parse
 from jaxcircuits.granularity import GRANULARITIES
 from jaxcircuits.loading import load
+from jaxcircuits.spelling import parse
 
 OTHER_HALF = {"photos:a": "photos:b", "photos:b": "photos:a"}
 LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)

@@ -12,10 +12,10 @@ from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, 
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable
 from jaxcircuits.loading import load
 from jaxcircuits.pytorch.importing import are_masks, circuits_of_scores, read_kernels, read_masks, read_scores
+from jaxcircuits.spelling import parse
 
 
 @click.command("import", cls=Command)
@@ -43,17 +43,18 @@ def import_(
     screen = Screen(quiet, as_json)
     network = load(model, weights="lpips" if weights is None else weights, transform_input=transform_input)
     wanted = parse(feature, network.layers, objective=objective)
-    masks = are_masks(read_kernels(file, network))
+    arrays = read_kernels(file, network)
+    masks = are_masks(arrays)
     if masks != (keep is None and kernels is None):
         what = "a mask, which keeps what it keeps" if masks else "scores: give --keep or --kernels"
         raise InputError(f"{file!r} holds {what}")
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
     if masks:
-        found = [read_masks(file, network, wanted, criterion=criterion, images=pictures)]
+        found = [read_masks(arrays, network, wanted, criterion=criterion, images=pictures)]
     else:
         amounts = [{"keep": k} for k in numbers("keep", keep, float)] if keep is not None else []
         amounts += [{"kernels": k} for k in numbers("kernels", kernels, int)] if kernels is not None else []
-        scores = read_scores(file, network, wanted, criterion=criterion)
+        scores = read_scores(arrays, network, wanted, criterion=criterion)
         found = circuits_of_scores(network, wanted, scores, amounts, images=pictures)
     paths = [out / model / f"{circuit.stem}.safetensors" for circuit in found]
     for path, circuit in zip(paths, found, strict=True):

@@ -14,13 +14,13 @@ from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Comma
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import parse
 from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.pictures import png, sheet, top_patches, visualise
 from jaxcircuits.pictures.patches import COUNT
 from jaxcircuits.pictures.visualise import OBJECTIVES, STEPS
+from jaxcircuits.spelling import parse
 
 SMALL = 96  # pictures of fewer pixels are enlarged
 
@@ -46,7 +46,8 @@ def pictures(
     """Draw what drives MODEL's FEATUREs most.
 
     Writes OUT/MODEL/pictures/STEM.png, made by gradient ascent, and STEM.patches.png, the parts of the images that
-    drive the feature most, the strongest first; both of what the feature sees.
+    drive the feature most, the strongest first; both of what the feature sees. A feature whose gradient is zero in
+    every step has no picture of the first kind.
     """
     screen = Screen(quiet, as_json)
     if not steps and not count:
@@ -64,10 +65,11 @@ def pictures(
         with screen.progress("drawing", len(stems) * steps, of="features", each=steps) as progress:
             asked: Any = {"objective": objective, "steps": steps, "seed": seed, "chunk": chunk, "progress": progress}
             made = [visualise(network, some, **within, **asked) for some in parsed]
-        drawn = [(picture, value) for v in made for picture, value in zip(v.pictures, v.values, strict=True)]
-        for stem, row, (picture, value) in zip(stems, rows, drawn, strict=True):
-            files[f"{stem}.png"] = png(_enlarged(picture[None]))
-            row |= {"picture": str(folder / f"{stem}.png"), "value": finite(value)}
+        drawn = [one for v in made for one in zip(v.pictures, v.values, v.unmoved, strict=True)]
+        for stem, row, (picture, value, unmoved) in zip(stems, rows, drawn, strict=True):
+            row |= {"picture": None if unmoved else str(folder / f"{stem}.png"), "value": finite(value)}
+            if not unmoved:
+                files[f"{stem}.png"] = png(_enlarged(picture[None]))
     if count:
         source = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
         with screen.progress("looking", len(stems) * len(source), of="images", each=len(stems)) as progress:
@@ -84,6 +86,8 @@ def pictures(
     shown = [column for column in columns if column in rows[0]]
     cells = [[row["feature"], *(row[c][0] if c == "top" else row[c] for c in shown)] for row in rows]
     screen.table(("feature", *(columns[c] for c in shown)), cells)
+    if grey := [row["feature"] for row in rows if row.get("picture", "") is None]:
+        screen.say(f"\nno picture of {', '.join(grey)}: gradient ascent found no gradient")
     screen.say(f"\n{len(files)} pictures in {folder}")
     screen.json({"features": rows})
 

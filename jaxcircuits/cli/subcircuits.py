@@ -16,11 +16,11 @@ from jaxcircuits.cli.screen import Screen
 from jaxcircuits.criteria import OVER_IMAGES
 from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.features import NUMBER, parse
 from jaxcircuits.files import check_writable, write_whole
 from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.packages import installed
+from jaxcircuits.spelling import NUMBER, parse
 from jaxcircuits.subfeatures import (
     ImageScores,
     Parts,

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
-from jax.extend.core import ClosedJaxpr
 
 from jaxcircuits.compact.parts import Known, Part
 from jaxcircuits.compact.rules import apply
-
-LOOPS = ("scan", "while", "cond")
+from jaxcircuits.jaxprs import LOOPS, called
 
 
 class Walk:
@@ -43,7 +41,7 @@ class Walk:
             name = equation.params.get("name", "")
             if name in self.calls:
                 results = [self.calls[name](read(equation.invars[-1]), equation.outvars[0].aval.shape)]
-            elif (inner := _inner(equation)) is not None and len(inner.jaxpr.invars) == len(equation.invars):
+            elif equation.primitive.name not in LOOPS and (inner := called(equation)) is not None:
                 values = [v.val if hasattr(v, "val") else known[v] for v in equation.invars]  # leaves stay unread
                 if _is_relu(inner.jaxpr):  # its gradient at 0 is its own
                     results = [_mapped(jax.nn.relu, read(equation.invars[0]))]
@@ -59,16 +57,6 @@ class Leaf(NamedTuple):
     """An argument of a jaxpr that has not been read."""
 
     path: tuple[str, ...]
-
-
-def _inner(equation) -> Any:
-    """The closed jaxpr that an equation calls once, if it does."""
-    if equation.primitive.name in LOOPS:
-        return None
-    found = next((v for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
-    if found is None or hasattr(found, "consts"):
-        return found
-    return ClosedJaxpr(found, ())
 
 
 def _is_relu(jaxpr) -> bool:

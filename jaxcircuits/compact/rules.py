@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.compact.parts import Known, Part, whole
+from jaxcircuits.jaxprs import by_element
 
 
 def _bind(equation, values: Sequence[Array], **changed: Any) -> list[Array]:
@@ -34,17 +35,9 @@ def apply(equation, values: list[Known]) -> list[Known]:
         found = _reduce_window(equation, values)
     elif name.startswith("reduce_"):
         found = _reduce(equation, values)
-    elif name not in ACROSS and all(_fits(shape, result) for result in results for shape in shapes):
+    elif by_element(equation):
         found = _elementwise(equation, values, shapes)
     return _bind(equation, [whole(value) for value in values]) if found is None else found
-
-
-# they have operands of one shape, and do not work place by place
-ACROSS = {"sort", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "fft"}
-
-
-def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
-    return not shape or (len(shape) == len(result) and all(n in (1, m) for n, m in zip(shape, result, strict=True)))
 
 
 def _elementwise(equation, values, shapes) -> list[Known] | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcircuits.diagram.blocks import INPUT, Block, Connections
+from jaxcircuits.jaxprs import LOOPS, by_element, called
 
 
 class Value(NamedTuple):
@@ -26,9 +27,6 @@ class Value(NamedTuple):
     labels: np.ndarray | None = None
     kernel: bool = False
     layer: str = ""
-
-
-LOOPS = ("scan", "while", "cond")
 
 
 class Walk:
@@ -56,9 +54,8 @@ class Walk:
         name, results = equation.primitive.name, equation.outvars
         if self.strict and name in LOOPS:
             return [self.mixture(values, len(v.aval.shape)) for v in results]
-        inner = next((getattr(v, "jaxpr", v) for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
-        if inner is not None and len(inner.invars) == len(values):
-            return self.run(inner, values)
+        if (inner := called(equation)) is not None:
+            return self.run(inner.jaxpr, values)
         if probe := next((v.layer for v in values if v.layer), ""):
             if name == "add":
                 return [Value(self.layer(probe, results[0].aval.shape))]
@@ -83,7 +80,7 @@ class Walk:
         if name.startswith("cum") or name in ("sort", "fft"):
             axes = tuple(range(len(shapes[0])))
             return [Value(self.mixed(labels[0], axes))] * len(results)
-        if all(_fits(shape, v.aval.shape) for v in results for shape in shapes):
+        if by_element(equation):
             # what is divided by scales and does not feed
             parts = [part for part in (labels[:1] if name == "div" and not self.strict else labels) if part is not None]
             sign = "+" if name in ("add", "add_any", "sub") else "×"
@@ -153,10 +150,6 @@ class Walk:
 
 
 Rule = Callable[[Walk, Mapping[str, Any], list, list, tuple[int, ...]], "np.ndarray | None"]
-
-
-def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
-    return not shape or (len(shape) == len(result) and all(n in (1, m) for n, m in zip(shape, result, strict=True)))
 
 
 def _spread(labels: np.ndarray, shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:

@@ -60,6 +60,11 @@ class Visualisation:
     values: np.ndarray
     start: np.ndarray
 
+    @property
+    def unmoved(self) -> np.ndarray:
+        """Features without a gradient in any step (F,): their pictures are the grey noise from which they began."""
+        return self.values == self.start
+
 
 class Plan(NamedTuple):
     """What a compiled step depends on besides its arguments.

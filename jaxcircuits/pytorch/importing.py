@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,27 @@ import numpy as np
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlation
-from jaxcircuits.features import Features, find_layer, parse
+from jaxcircuits.features import Features, find_layer
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.layers import Layer
 from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count, top_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.paths import effective_kernels, relevant_kernels
-from jaxcircuits.pytorch.networks import need_torch
 from jaxcircuits.scores import Record, Scores
+from jaxcircuits.spelling import parse
+from weights_conversion import ConversionError, read_file
 from weights_conversion.errors import reason
+from weights_conversion.files import load_torch
 
 NESTS = ("masks", "mask", "scores", "score")
 """Where the arrays may stand in what is saved, if not at its top."""
 
 ENDINGS = (".weight_mask", ".weight")
 """What may follow a module's name."""
+
+Kernels = Mapping[str, np.ndarray]
+"""One number for each kernel: {layer: (I, O) float32}."""
 
 NO_IMAGES = {"source": "array", "resize": None, "number": 0, "digest": ""}
 
@@ -67,22 +71,9 @@ def read_kernels(path: str | Path, model: Model) -> dict[str, np.ndarray]:
 
 def _loaded(path: Path) -> Any:
     try:
-        path.open("rb").close()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {reason(error)}") from None
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        torch = need_torch(f"reading {path}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # a broken or hostile file may raise anything
-        raise InputError(f"{str(path)!r} is no file of tensors only ({reason(error)})") from None
+        return read_file(path) if path.suffix == ".safetensors" else load_torch(path)
+    except ConversionError as error:
+        raise InputError(str(error)) from None
 
 
 def _kernels(name: str, value: Any, layer: Layer) -> np.ndarray:
@@ -96,18 +87,20 @@ def _kernels(name: str, value: Any, layer: Layer) -> np.ndarray:
         array = np.asarray(value.detach().float() if hasattr(value, "detach") else value).reshape(expected).T
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised and the like
         raise InputError(f"what the file has for {name!r} is no plain array ({reason(error)})") from None
-    if not np.isfinite(array.astype(np.float32)).all():
+    with np.errstate(over="ignore"):  # too large for float32 is infinite
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
         raise InputError(f"what the file has for {name!r} is not finite everywhere")
-    return np.ascontiguousarray(array, np.float32)
+    return array
 
 
-def are_masks(kernels: Mapping[str, np.ndarray]) -> bool:
+def are_masks(kernels: Kernels) -> bool:
     """Whether there is nothing but zeros and ones."""
     return all(((array == 0) | (array == 1)).all() for array in kernels.values())
 
 
 def read_masks(
-    path: str | Path, model: Model, feature: Features | str, *, criterion: str = "imported", images=None
+    path: str | Path | Kernels, model: Model, feature: Features | str, *, criterion: str = "imported", images=None
 ) -> Circuit:
     """A mask file as a circuit.
 
@@ -115,7 +108,7 @@ def read_masks(
     are not counted here. Layers that the file does not name keep all their kernels.
 
     Args:
-        path: as for `read_kernels`; zeros and ones.
+        path: as for `read_kernels`, or what that returned; zeros and ones.
         model: the network that the masks are of.
         feature: one feature, or how it is written on the command line, such as "features.10:9".
         criterion: what the circuit's manifest and file name call the way it was found.
@@ -125,14 +118,17 @@ def read_masks(
         InputError: the file cannot be read, does not fit the model, or holds something else.
     """
     feature = _one(feature, model)
-    kernels = _before(feature, read_kernels(path, model), model)
+    kernels = _before(feature, path, model)
     if not are_masks(kernels):
-        raise InputError(f"{str(path)!r} holds other numbers than 0 and 1; scores become circuits with a keep")
+        what = "what is given" if isinstance(path, Mapping) else repr(str(path))
+        raise InputError(f"{what} holds other numbers than 0 and 1; scores become circuits with a keep")
     masks = {name: array[None] != 0 for name, array in kernels.items()}
     return circuit_of(model, feature, masks, criterion=criterion, images=images)
 
 
-def read_scores(path: str | Path, model: Model, feature: Features | str, *, criterion: str = "imported") -> Scores:
+def read_scores(
+    path: str | Path | Kernels, model: Model, feature: Features | str, *, criterion: str = "imported"
+) -> Scores:
     """A score file as `Scores` of one feature, for `top_kernels`, `curve` and all else that takes scores.
 
     Scores of kernels that no path leads from to the feature become 0; layers that run after it are left out. Layers
@@ -145,7 +141,7 @@ def read_scores(path: str | Path, model: Model, feature: Features | str, *, crit
         InputError: as for `read_masks`.
     """
     feature = _one(feature, model)
-    kernels = _before(feature, read_kernels(path, model), model)
+    kernels = _before(feature, path, model)
     layers = scored_layers(model.network(), feature.layer, tuple(kernels))
     relevant = relevant_kernels(model, feature, layers=layers)
     values = {name: jnp.where(relevant[name], kernels[name][None], 0) for name in layers}
@@ -210,8 +206,9 @@ def _one(feature: Features | str, model: Model) -> Features:
     return found
 
 
-def _before(feature: Features, kernels: Mapping[str, np.ndarray], model: Model) -> dict[str, np.ndarray]:
-    """Without the layers that run after the feature."""
+def _before(feature: Features, source: str | Path | Kernels, model: Model) -> Kernels:
+    """The kernels in a file, or given, without the layers that run after the feature."""
+    kernels = source if isinstance(source, Mapping) else read_kernels(source, model)
     names = list(model.layers)
     names = names[: names.index(feature.layer) + 1]
     return {name: array for name, array in kernels.items() if name in names}

@@ -124,7 +124,7 @@ class _Walk:
             if found is not None:
                 return found
         if node.op == "get_attr":
-            self.root[str(node.target)] = _attribute(self.network, str(node.target))
+            self.root[str(node.target)] = operator.attrgetter(str(node.target))(self.network)
         return self.copied(node)
 
     def copied(self, node: fx.Node) -> fx.Node:
@@ -143,8 +143,7 @@ class _Walk:
         copied = copy.deepcopy(module)
         if hasattr(copied, "inplace"):
             setattr(copied, "inplace", False)  # noqa: B010  # values may be shared otherwise than in the whole network
-        alone = isinstance(module, PLACES) or (isinstance(module, POOLS) and isinstance(x, Part) and x.axis == 1)
-        if isinstance(x, Part) and alone:
+        if isinstance(x, Part) and (isinstance(module, PLACES) or (isinstance(module, POOLS) and x.axis == 1)):
             return x._replace(node=self.call(name, copied, x.node))
         self.root[name] = copied
         return self.copied(node)
@@ -293,11 +292,6 @@ def _given(node: fx.Node) -> tuple[Any, ...]:
 
 def _shape(node: Any) -> Sequence[int]:
     return node.meta["tensor_meta"].shape
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    parent, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(parent), last)
 
 
 def _check(name: str, inputs: int, outputs: int, layer: Layer) -> None:

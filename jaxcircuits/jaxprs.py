@@ -1,0 +1,30 @@
+"""What walks through a network's jaxpr share: which of its equations are calls, and which go element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr
+
+LOOPS = ("scan", "while", "cond")
+# operands and results of one shape, and yet not element by element
+ACROSS = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "triangular_solve", "fft")
+
+
+def called(equation: Any) -> ClosedJaxpr | None:
+    """The jaxpr that an equation runs on its own operands, as a call does, and a loop in each turn."""
+    found = next((v for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
+    if found is None:
+        return None
+    closed = found if hasattr(found, "consts") else ClosedJaxpr(found, ())
+    return closed if len(closed.jaxpr.invars) == len(equation.invars) else None
+
+
+def by_element(equation: Any) -> bool:
+    """Whether each element of the results is made of those at the same place, of operands that may be broadcast."""
+    shapes, results = ([v.aval.shape for v in side] for side in (equation.invars, equation.outvars))
+    return equation.primitive.name not in ACROSS and all(_fits(a, b) for a in shapes for b in results)
+
+
+def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
+    return not shape or (len(shape) == len(result) and all(n in (1, m) for n, m in zip(shape, result, strict=True)))
