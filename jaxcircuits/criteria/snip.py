@@ -27,7 +27,6 @@ from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
 from jaxcircuits.ops import kernel_gradients, patches, seen_by
 
-
 # Features whose gradients are made together from the same patches.
 TOGETHER = 4
 
