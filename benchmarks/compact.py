@@ -72,10 +72,10 @@ def main(features: str, keeps: str, count: int, rounds: int, out: Path | None) -
                 c, d = found["torch"][:, int(channel)], found["torch compact"][:, 0]
                 errors = [float(np.abs(x - a).max() / np.abs(a).max()) for x in (b, c, d)]
                 seconds = in_turn(runs, rounds)
-            weights = [sum(leaf.size for leaf in jax.tree.leaves(la)) for la in (small.variables["params"],)]
+            weights = sum(leaf.size for leaf in jax.tree.leaves(small.variables["params"]))
             before = sum(la.kernels * np.prod(la.window) for n, la in model.layers.items() if n in small.layers)
             row = {"feature": feature, "keep": circuit.manifest["keep"], "seconds": seconds, "errors": errors}
-            row |= {"weights": int(weights[0]), "weights before": int(before)}
+            row |= {"weights": int(weights), "weights before": int(before)}
             rows.append(row | {"channels": {n: la.outputs for n, la in small.layers.items()}})
             ratios = seconds["flax"] / seconds["flax compact"], seconds["torch"] / seconds["torch compact"]
             click.echo(f"{feature} keep {row['keep']}: Flax {ratios[0]:.2f} x, PyTorch {ratios[1]:.2f} x, {row}")

@@ -15,11 +15,14 @@ EXTRAS = {  # module -> the extra that brings it, and the package's own name
     "filelock": ("atlas", "filelock"),
     "jinja2": ("pages", "jinja2"),
     "networkx": ("pages", "networkx"),
+    "onnx": ("onnx", "onnx"),
+    "onnxscript": ("onnx", "onnxscript"),
     "pandas": ("atlas", "pandas"),
     "pyarrow": ("atlas", "pyarrow"),
     "scipy": ("atlas", "scipy"),
     "skimage": ("demo", "scikit-image"),
     "sklearn": ("maps", "scikit-learn"),
+    "torch": ("convert", "torch"),
     "umap": ("maps", "umap-learn"),
 }
 

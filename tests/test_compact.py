@@ -11,7 +11,6 @@ import jaxcircuits as jc
 from jaxcircuits.compact.plan import plan
 from jaxcircuits.gradients import activations
 from jaxcircuits.models import ARCHITECTURES, inception_v1
-from jaxcircuits.pytorch import narrow
 from jaxcircuits.taps import with_masks
 from tests import twins
 from tests.test_families import Blocks
@@ -123,9 +122,8 @@ def test_a_compact_model_is_a_model(small):
     compact = jc.compact(small.model, made)
     names = tuple(compact.layers)
     found = jc.score(compact, small.images, jc.Features("features.3"), layers=names)
-    masks = {n: (m.T, m)[1] for n, m in made.masks.items()}
     params = jax.tree.map(np.array, small.model.variables)
-    for name, mask in masks.items():
+    for name, mask in made.masks.items():
         parent = params["params"]
         for part in small.model.layers[name].path:
             parent = parent[part]
@@ -261,7 +259,7 @@ def test_families(architecture):
     compact = jc.compact(model, made)
     assert check(compact(images), wanted), "the feature depends on the images"
     in_torch = jc.pytorch.compact(model, made)
-    assert isinstance(in_torch, narrow.fx.GraphModule)
+    assert isinstance(in_torch, torch.fx.GraphModule)
     with torch.no_grad():
         check(in_torch(nchw(images)), wanted)
     sizes = [sum(a.size for a in jax.tree.leaves(m.variables)) for m in (compact, model)]

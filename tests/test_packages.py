@@ -31,25 +31,29 @@ def atlas(small, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawing(small):
+def drawn(small):
     (circuit,) = jc.extract(small.model, small.images, FEATURE[:1], keep=0.2)
-    return jc.diagram(small.model, circuit)
+    return circuit, jc.diagram(small.model, circuit)
 
 
 @pytest.fixture
-def acts(small, scored, atlas, drawing, tmp_path):  # noqa: F811
+def acts(small, scored, atlas, drawn, tmp_path):  # noqa: F811
     """What needs the module, as a user comes to it."""
+    circuit, drawing = drawn
     new = {"directory": tmp_path / "new", "keep": 0.2}
     return {
         "distributed": lambda: engine("tcp://127.0.0.1:1"),
         "filelock": lambda: jc.build_atlas(small.model, small.images, FEATURE, **new),
         "jinja2": lambda: drawing.to("html"),
         "networkx": lambda: drawing.to("json"),
+        "onnx": lambda: jc.pytorch.export_compact(small.model, circuit, tmp_path / "new", onnx=True),
+        "onnxscript": lambda: jc.pytorch.export_compact(small.model, circuit, tmp_path / "new", onnx=True),
         "pandas": lambda: jc.Atlas(atlas).table(),
         "pyarrow": lambda: jc.build_atlas(small.model, small.images, FEATURE, **new),
         "scipy": lambda: jc.Atlas(atlas).clusters(number=2),
         "skimage": lambda: jc.read_images("photos"),
         "sklearn": lambda: clusters(POINTS, 2),
+        "torch": lambda: jc.pytorch.masked(small.torch, circuit),
         "umap": lambda: trajectories(planted(scored, list("abcd"))),
     }
 

@@ -146,14 +146,12 @@ class Compact(nn.Module):
         holders: dict[Path, Array] = {}
 
         def layer(left: Slice, x: Array) -> Array:
-            whole, features, biased = left.layer, left.kernel.shape[-1], left.bias is not None
-            if whole.kind == "dense":
-                return nn.Dense(features, use_bias=biased, name=whole.name)(x)
-            options: dict[str, Any] = {"kernel_dilation": whole.dilation, "feature_group_count": left.groups}
-            conv = nn.Conv(
-                features, whole.window, whole.strides, whole.padding, use_bias=biased, name=whole.name, **options
-            )
-            return conv(x)
+            old, features = left.layer, left.kernel.shape[-1]
+            options: dict[str, Any] = {"use_bias": left.bias is not None, "name": old.name}
+            if old.kind == "dense":
+                return nn.Dense(features, **options)(x)
+            options |= {"kernel_dilation": old.dilation, "feature_group_count": left.groups}
+            return nn.Conv(features, old.window, old.strides, old.padding, **options)(x)
 
         def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
             return module.clone(parent=self, name=name)(x, **options)

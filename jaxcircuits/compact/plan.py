@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -145,8 +146,8 @@ class _Paths:
 
     def blocks(self) -> list[tuple[str, str, np.ndarray]]:
         """Name, kind and nodes of each block, in the order in which they run."""
-        starts = [0, *self.ends]
-        return [(b.name, b.kind, np.arange(*ends)) for b, *ends in zip(self.found.blocks, starts, self.ends)]  # noqa: B905
+        ends = itertools.pairwise((0, *self.ends))
+        return [(b.name, b.kind, np.arange(*here)) for b, here in zip(self.found.blocks, ends, strict=True)]
 
     def nodes(self, layer: str) -> np.ndarray:
         """Of a layer's output channels."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.compact.plan import plan
 from jaxcircuits.model import Model
-from jaxcircuits.pytorch.networks import fill, need_torch, torchvision_network
+from jaxcircuits.packages import needed
+from jaxcircuits.pytorch.networks import fill, torchvision_network
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -26,10 +27,13 @@ def compact(model: Model, circuit: Circuit, *, network: nn.Module | None = None)
         network: a PyTorch network whose layers have the model's names and that torch.fx can trace; its weights are the
             model's where both have them. By default torchvision's of the model's name. It is left as it is.
 
+    Returns:
+        The module, in evaluation mode; its `code` can be read.
+
     Raises:
         InputError: the circuit is of another network, weights are missing, or there is no PyTorch network that fits.
     """
-    need_torch("a compact PyTorch network")
+    needed("torch", "a compact PyTorch network")
     found = plan(model, circuit)
     if network is None:
         network = torchvision_network(model)

@@ -15,6 +15,7 @@ from jaxcircuits.circuit import Circuit
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.model import Model
+from jaxcircuits.packages import needed
 from jaxcircuits.pytorch.compacting import compact
 
 if TYPE_CHECKING:
@@ -82,11 +83,8 @@ def free_compact_paths(stem: str | Path, *, program: bool, onnx: bool, force: bo
 
 
 def _need_onnx() -> None:
-    try:
-        import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"ONNX files need more packages ({error}): `pip install 'jaxcircuits[onnx]'`") from None
+    for module in ("torch", "onnx", "onnxscript"):
+        needed(module, "an ONNX file")
 
 
 def to_onnx(network: nn.Module, image_shape: tuple[int, int, int]) -> bytes:

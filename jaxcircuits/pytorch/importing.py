@@ -152,7 +152,21 @@ def read_scores(
 def circuits_of_scores(
     model: Model, feature: Features | str, scores: Scores, amounts: Sequence[Mapping[str, Any]], *, images=None
 ) -> list[Circuit]:
-    """The circuits of scores, one for each amount, {"keep": .05} or {"kernels": 200}."""
+    """The circuits of scores that were found elsewhere.
+
+    Args:
+        model: the network that the scores are of.
+        feature: the one feature that they are for.
+        scores: as `read_scores` returns them.
+        amounts: how much each circuit keeps, {"keep": .05} or {"kernels": 200}.
+        images: if they are given, the circuits are judged on them, and they stand in the manifests.
+
+    Returns:
+        A circuit for each amount, in their order.
+
+    Raises:
+        InputError: an amount is none, or none of what is kept leads to the feature.
+    """
     feature = _one(feature, model)
     options = {"criterion": scores.record.criterion, "images": images}
     return [circuit_of(model, feature, top_kernels(scores, **amount), amount=amount, **options) for amount in amounts]

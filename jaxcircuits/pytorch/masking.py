@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.errors import InputError, nearest
-from jaxcircuits.pytorch.networks import need_torch
+from jaxcircuits.packages import needed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ def masked(network: nn.Module, circuit: Circuit) -> Masked:
     Raises:
         InputError: the network lacks a layer of the circuit's, its shape is another, or it is masked already.
     """
-    need_torch("masking a PyTorch network")
+    needed("torch", "masking a PyTorch network")
     from torch.nn.utils import parametrize
 
     from jaxcircuits.pytorch.parts import Mask
@@ -79,7 +79,7 @@ def prune(network: nn.Module, circuit: Circuit) -> list[RemovableHandle]:
     Raises:
         InputError: as for `masked`.
     """
-    need_torch("pruning a PyTorch network")
+    needed("torch", "pruning a PyTorch network")
     from torch.nn.utils import prune as torch_prune
 
     found = list(_layers(network, circuit, alone=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Variables
@@ -14,17 +14,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def need_torch(purpose: str) -> Any:
-    """PyTorch, or an InputError that says how to get it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"{purpose} needs PyTorch ({error}): `pip install 'jaxcircuits[convert]'`") from None
-    return torch
-
-
 def torchvision_network(model: Model) -> nn.Module:
     """torchvision's network of a model's name, with its weights, in evaluation mode; what is missing stays as drawn.
+
+    Args:
+        model: whose name torchvision knows.
 
     Raises:
         InputError: torchvision has no such network, or is missing itself.

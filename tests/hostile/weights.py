@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from jaxcircuits.loading import describe_architecture
 from jaxcircuits.pytorch.importing import are_masks, read_kernels
 from tests.hostile.arrays import safetensors_of
 from tests.hostile.mutations import STRINGS, json_text, scratched, spoiled, twisted
+from tests.hostile.names import layers
 from tests.hostile.pickles import Evil, claiming, hostile_pickle, repacked, torch_bytes
 from tests.hostile.survival import Attempt
 from weights_conversion import load_checkpoint, read_file, save_checkpoint, to_flax, to_torch
@@ -130,7 +130,7 @@ def kernels(rng: Random, place: Path) -> Attempt:
         state = rng.choice(odd) if rng.random() < 0.3 else state
         path = place / "in" / "a.pt"
         path.write_bytes(torch_file(rng, state, rng.random() < 0.8))
-    model = SimpleNamespace(name="alexnet", layers=describe_architecture("alexnet")[0].layers)
+    model = SimpleNamespace(name="alexnet", layers=layers())
     return lambda: are_masks(read_kernels(path, model))  # pyright: ignore[reportArgumentType]
 
 
