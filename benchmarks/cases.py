@@ -36,8 +36,8 @@ class Case:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """What is timed: of FORCE there is no strong baseline, and the reference's maps of every kernel of VGG 16 do not
-        fit into memory beside the others."""
+        """What is timed: of FORCE there is no strong baseline, and of VGG 16's ActGrad no reference: its maps
+        of every kernel do not fit into memory beside the others."""
         if self.model == "vgg16" and self.what == "actgrad":
             return NAMES[::2]
         return NAMES[:2] if self.keep else NAMES
