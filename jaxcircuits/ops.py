@@ -30,13 +30,22 @@ def patches(layer: Layer, x: Array) -> Array:
     Strided slices, stacked: `lax.conv_general_dilated_patches` is a grouped convolution and many times slower. Rows
     first, then columns: 22 slices for a window of 11 x 11 and not 121, which would take seconds to compile.
     """
-    x = jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
+    seen = _windows(layer, _padded(layer, x), layer.positions)
+    return seen.reshape(len(x), math.prod(layer.positions), math.prod(layer.window), x.shape[-1])
+
+
+def _padded(layer: Layer, x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
+
+
+def _windows(layer: Layer, x: Array, positions: tuple[int, int]) -> Array:
+    """What so many positions from the first on see of the padded x (N, H, W, C): (N, H', W', h, w, C)."""
     for axis in (1, 2):
-        size, stride, dilation = layer.positions[axis - 1], layer.strides[axis - 1], layer.dilation[axis - 1]
+        size, stride, dilation = positions[axis - 1], layer.strides[axis - 1], layer.dilation[axis - 1]
         starts = range(0, layer.window[axis - 1] * dilation, dilation)
         views = [lax.slice_in_dim(x, a, a + (size - 1) * stride + 1, stride, axis) for a in starts]
         x = jnp.stack(views, axis=axis + 2)
-    return x.reshape(len(x), math.prod(layer.positions), math.prod(layer.window), x.shape[-1])
+    return x
 
 
 def split_patches(layer: Layer, x: Array) -> Array:
@@ -73,7 +82,7 @@ def seen_by(layer: Layer, x: Array) -> Array:
     """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
     if not _on_cpu(layer):
         return split_patches(layer, x)
-    return x if layer.inputs < THIN else jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
+    return x if layer.inputs < THIN else _padded(layer, x)
 
 
 def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
@@ -110,7 +119,8 @@ def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
         n, start = at // strips, at % strips * rows * layer.strides[0]
         part = lax.dynamic_slice(x, (n, start, 0, 0), (1, reach, *x.shape[2:]))
         own = lax.dynamic_index_in_dim(g, at, keepdims=False)
-        return jnp.einsum("pk,po->ko", _windows(layer, part, rows), own)
+        seen = _windows(layer, part, (rows, width)).reshape(rows * width, -1)
+        return jnp.einsum("pk,po->ko", seen, own)
 
     if len(g) == 1:
         found = strip(jnp.int32(0))
@@ -118,17 +128,6 @@ def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
         zero = jnp.zeros((math.prod(layer.window) * layer.inputs, layer.outputs), g.dtype)
         found = lax.fori_loop(0, len(g), lambda at, total: total + strip(at), zero)
     return found.reshape(-1, layer.inputs, layer.outputs)
-
-
-def _windows(layer: Layer, x: Array, rows: int) -> Array:
-    """What some rows of positions see of the padded x (1, H, W, C): (rows * W', K * C)."""
-    sizes = rows, layer.positions[1]
-    views = []
-    for corner in itertools.product(*map(range, layer.window)):
-        start = [c * dilation for c, dilation in zip(corner, layer.dilation, strict=True)]
-        end = [a + (n - 1) * stride + 1 for a, n, stride in zip(start, sizes, layer.strides, strict=True)]
-        views.append(lax.slice(x[0], (*start, 0), (*end, x.shape[-1]), (*layer.strides, 1)))
-    return jnp.concatenate(views, -1).reshape(math.prod(sizes), -1)
 
 
 def _by_convolution(layer: Layer, x: Array, g: Array) -> Array:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from jax import lax
 
+from jaxcircuits import ops
 from jaxcircuits.ops import feature_input_gradients, feature_maps, kernel_gradients, max_pool, patches, seen_by
 
 rng = np.random.default_rng(0)
@@ -81,7 +82,7 @@ def geometry(window, strides, padding, dilation, size):
         ((3, 1), (4, 1), ((0, 0), (0, 0)), (1, 1)),  # steps larger than the window
     ],
 )
-def test_convolution_in_pieces(window, strides, padding, dilation):
+def test_convolution_in_pieces(window, strides, padding, dilation, monkeypatch):
     x = RANDOM
     layer = geometry(window, strides, padding, dilation, x.shape[1:])
     kernels = rng.standard_normal((4, window[0] * window[1], 3)).astype(np.float32)  # F = 4 features
@@ -112,7 +113,16 @@ def test_convolution_in_pieces(window, strides, padding, dilation):
     g = rng.standard_normal((2, np.prod(layer.positions), 4)).astype(np.float32)
     expected = np.einsum("npo,npkc->kco", g, seen)
     with jax.default_matmul_precision("highest"):
-        for ungrouped in (True, False):  # by a convolution on a CPU, by a product of patches
+        # by a convolution on a CPU, by a product of patches, by strips of one row, of some, and of all
+        for ungrouped, thin, strip in (
+            (True, 16, 1024),
+            (False, 16, 1024),
+            (True, 1, 1),
+            (True, 1, 16),
+            (True, 1, 1024),
+        ):
             layer.ungrouped = ungrouped
+            monkeypatch.setattr(ops, "THIN", thin)
+            monkeypatch.setattr(ops, "STRIP", strip)
             gradients = kernel_gradients(layer, seen_by(layer, x), jnp.asarray(g))
             np.testing.assert_allclose(gradients, expected, atol=1e-4)
