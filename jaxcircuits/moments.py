@@ -59,7 +59,7 @@ def moments_of(
     places = features.places(number, batch)
     of_full = np.empty((len(OF_FULL), len(features), number), np.float32)
     of_circuit = np.empty((len(OF_CIRCUIT), len(features), len(masks), number), np.float32)
-    directions = features.matrix(network.layers[features.layer].outputs)
+    outputs = network.layers[features.layer].outputs
     size = min(CHUNK, len(features))
     plan = Plan(network, features.layer, features.place)
     circuits = Circuits.prepared(network, model.variables, features.layer, masks, added)
@@ -73,14 +73,14 @@ def moments_of(
 
     with jax.default_matmul_precision("highest"), side_by_side(min(cores(), AT_ONCE)) as mapped:
         for start, part in zip(range(0, len(features), size), in_chunks(features, size), strict=True):
-            d = jnp.asarray(part.matrix(directions.shape[1]))
+            d = jnp.asarray(part.matrix(outputs))
             done, here = 0, min(size, len(features) - start)  # the last chunk is filled up
             for block, real in batches(images, batch):
                 block, given = jnp.asarray(block), jnp.asarray(places[done : done + batch])
                 grown = circuits.grown(model.variables, block)
-                *full, outputs, found = _full_maps(plan, circuits.near, model.variables, grown, d, given, block)
+                *full, near, found = _full_maps(plan, circuits.near, model.variables, grown, d, given, block)
                 of_full[:, start : start + here, done : done + real] = np.asarray(found)[:, :here, :real]
-                seen = Seen(start, done, real, block, (d, *full), outputs, grown)
+                seen = Seen(start, done, real, block, (d, *full), near, grown)
                 mapped(functools.partial(judge, seen), *np.indices((here, len(masks))).reshape(2, -1).tolist())
                 done += real
                 progress(real * here)
@@ -99,7 +99,7 @@ class Seen(NamedTuple):
         start, done, real: the first feature, the first image, and how many images the block has that are not filled up.
         block: the images (N, H, W, C).
         compared: the features' directions (F, O), their maps and where these count, as `_full_maps` returns them.
-        outputs: of the layers that are near.
+        near: the outputs of the layers that are near.
         grown: the stems, and the full network's choice of them.
     """
 
@@ -108,7 +108,7 @@ class Seen(NamedTuple):
     real: int
     block: Array
     compared: tuple[Array, ...]
-    outputs: Masks
+    near: Masks
     grown: Grown
 
 
@@ -162,7 +162,7 @@ class Circuits(NamedTuple):
         """Of circuit k of feature f: masks that are multiplied into the weights, terms, stems and offsets."""
         mask = {name: m[f] for name, m in self.masks[k].items()}
         offsets = {name: np.asarray(offset[f]) for name, offset in self.offsets[k].items()}
-        terms = masked.all_terms(self.network.layers, self.by_terms[k], mask, offsets, seen.outputs, self.pairs)
+        terms = masked.all_terms(self.network.layers, self.by_terms[k], mask, offsets, seen.near, self.pairs)
         rest = {name: m for name, m in mask.items() if name not in terms}
         grown = {n: (stem, self.shared.chosen[k, f]) for n, (stem, _) in seen.grown.items()} if self.shared else {}
         return rest, terms, grown, offsets

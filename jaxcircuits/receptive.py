@@ -58,26 +58,23 @@ def receptive_fields(model: Model, *, image_shape: tuple[int, int, int] | None =
 def fields(network: Network, variables: Variables) -> dict[str, ReceptiveField]:
     """`receptive_fields` from variables or their shapes."""
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    closed, shapes = jax.make_jaxpr(network.run, return_shape=True)(variables, image)
-    names = jax.tree.unflatten(jax.tree.structure(shapes), range(len(closed.out_avals)))
-    sides = []
-    for axis in (1, 2):
-        place = np.arange(image.shape[axis])
-        given = [_Seen.nothing()] * (len(closed.in_avals) - 1) + [_Seen(axis, place, place + 1)]
-        sides.append(_walk(closed.jaxpr, given))
+    seen = depends(lambda image, variables: network.run(variables, image), (1, 2), image, variables)
     found = {}
-    for name in (name for name in network.layers if name in names):
+    for name in (name for name in network.layers if name in seen[0]):
         layer = network.layers[name]
-        found[name] = ReceptiveField(*(_of_layer(layer, axis, sides[axis][names[name]]) for axis in (0, 1)))
+        found[name] = ReceptiveField(*(_of_layer(layer, axis, seen[axis][name]) for axis in (0, 1)))
     return found
 
 
-def depends(run: Callable[..., Any], axis: int, source: Any, *others: Any) -> Any:
-    """What each result of run(source, *others) sees along one axis of the source, from shapes."""
+def depends(run: Callable[..., Any], axes: Sequence[int], source: Any, *others: Any) -> list[Any]:
+    """What each result of run(source, *others) sees along each of these axes of the source, from shapes."""
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(source, *others)
-    place = np.arange(source.shape[axis])
-    given = [_Seen(axis, place, place + 1), *[_Seen.nothing()] * (len(closed.in_avals) - 1)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), _walk(closed.jaxpr, given))
+    found = []
+    for axis in axes:
+        place = np.arange(source.shape[axis])
+        given = [_Seen(axis, place, place + 1), *[_Seen.nothing()] * (len(closed.in_avals) - 1)]
+        found.append(jax.tree.unflatten(jax.tree.structure(shapes), _walk(closed.jaxpr, given)))
+    return found
 
 
 def _of_layer(layer: Layer, axis: int, seen: _Seen) -> np.ndarray:

@@ -65,8 +65,7 @@ def stems_of(network: Network, variables: Variables, target: str, masks: Sequenc
         found, chosen[:, o] = np.unique(codes[:, o], return_inverse=True)
         slots.append(found)
     number = 1 << (max(map(len, slots)) - 1).bit_length()
-    before, behind = network.layers[first].output_shape, network.layers[second].input_shape
-    if number * np.prod(behind) > LARGE * np.prod(before):
+    if number * np.prod(network.layers[second].input_shape) > LARGE * np.prod(layer.output_shape):
         return None
     padded = np.stack([np.pad(found, (0, number - len(found)), "edge") for found in slots], -1)
     distinct = (padded[:, None] >> bits & 1).astype(bool)
@@ -94,9 +93,9 @@ def _look_for_second(network: Network, variables: Variables) -> str | None:
     def run(probe, variables, images, given):
         return network.run(variables, images, {first.name: probe}, inputs=given)
 
-    straight = depends(run, 3, shape, variables, image, {})[second.name]
-    around = depends(run, 3, shape, variables, image, {second.name: given})
-    channels = np.arange(first.outputs)
+    (found,) = depends(run, (3,), shape, variables, image, {})
+    (around,) = depends(run, (3,), shape, variables, image, {second.name: given})
+    straight, channels = found[second.name], np.arange(first.outputs)
     alike = straight.axis == 3 and (straight.first == channels).all() and (straight.end == channels + 1).all()
     return second.name if alike and not any(part.end.any() for part in around.values()) else None
 
