@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxcircuits import winograd
 from jaxcircuits.layers import Arrays, Layer, Masks, Variables
 from jaxcircuits.ops import convolve, pick
 
@@ -25,8 +26,8 @@ from jaxcircuits.ops import convolve, pick
 GROUP, LENGTHS = 32, 8
 # Layers of fewer input channels, such as the first, are computed whole or not at all.
 FEW = 16
-# A staircase of more than this share of all kernels is slower than one whole convolution.
-DENSE = 0.85
+# A staircase of more than this share of all kernels is slower than one whole convolution, and than one by tiles.
+DENSE, DENSE_BY_TILES = 0.85, 0.45
 # How many of the first masked layers may start from the full network's outputs; nearly every circuit drops kernels in
 # the first two.
 NEAR = 2
@@ -75,10 +76,10 @@ def all_terms(
     order = list(layers)
     changed = (order.index(n) for n, mask in given.items() if not mask.all() or np.any(offsets.get(n, 0)))
     first = next(changed, len(order))
-    return {name: terms(given[name], full.get(name), pairs[name], order.index(name) <= first) for name in names}
+    return {n: terms(layers[n], given[n], full.get(n), pairs[n], order.index(n) <= first) for n in names}
 
 
-def terms(mask: np.ndarray, full: Array | None, pairs: Array, near: bool) -> Terms:
+def terms(layer: Layer, mask: np.ndarray, full: Array | None, pairs: Array, near: bool) -> Terms:
     """The terms of a layer with the mask (I, O); `near`: it sees what it sees in the full network."""
     inputs = len(mask)
     from_full = (2 * mask.sum(0) > inputs) & (near and full is not None)
@@ -89,7 +90,8 @@ def terms(mask: np.ndarray, full: Array | None, pairs: Array, near: bool) -> Ter
     needs = reach[columns][::GROUP].astype(np.int32)
     lengths = _lengths(inputs)
     work = lengths[np.searchsorted(lengths, needs[needs > 0])].sum() * GROUP
-    way = 0 if not work else 2 if work > DENSE * mask.size or inputs < FEW else 1
+    dense = mask.size * (DENSE_BY_TILES if winograd.suited(layer) else DENSE)
+    way = 0 if not work else 2 if work > dense or inputs < FEW else 1
     if way == 2:
         from_full, wanted = np.zeros_like(from_full), mask
     factors = np.where(from_full, -1, 1).astype(np.int8) * wanted
@@ -133,7 +135,8 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         return nothing() + pick(y, back)
 
     def whole() -> Array:
-        return convolve(layer, x, kernel * terms.factors) + bias
+        of_all = winograd.convolve if winograd.suited(layer) else convolve
+        return of_all(layer, x, kernel * terms.factors) + bias
 
     return lax.switch(terms.way, [nothing, staircase, whole])
 
