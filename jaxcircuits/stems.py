@@ -18,7 +18,6 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.layers import Arrays, Variables
-from jaxcircuits.ops import pick
 from jaxcircuits.receptive import depends
 from jaxcircuits.taps import Network, with_masks
 
@@ -111,6 +110,11 @@ def grown(network: Network, first: str, second: str, variables: Variables, masks
 
 
 def mosaic(stems: Array, chosen: Array | np.ndarray) -> Array:
-    """What enters the second layer (N, H, W, C), channel c of stem chosen[c]."""
-    channels = stems.shape[-1]
-    return pick(stems.reshape(*stems.shape[:-2], -1), jnp.asarray(chosen) * channels + jnp.arange(channels))
+    """What enters the second layer (N, H, W, C), channel c of stem chosen[c].
+
+    Half of the stems is left after each bit of the choice: for a CPU many times faster than a gather of channels.
+    """
+    while (half := stems.shape[-2] // 2) > 0:
+        upper = (jnp.asarray(chosen) & half) != 0
+        stems = jnp.where(upper, stems[..., half:, :], stems[..., :half, :])
+    return stems[..., 0, :]
