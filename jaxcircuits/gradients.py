@@ -45,8 +45,9 @@ def feature_kernels(layer: Layer, variables: Variables, directions: Array, mask:
     d = directions.reshape(len(directions), layer.groups, -1)
     if mask is None:
         kernels = jnp.einsum("kigo,fgo->fkgi", w, d)
-    else:  # added up as they are multiplied: the masked kernels are larger than what the direction takes of them
-        kernels = (w * (mask.reshape(w.shape[1:]) * d[:, None])[:, None]).sum(-1).swapaxes(2, 3)
+    else:  # a product with ones adds up many times faster than `sum` where XLA fuses that with what is added up
+        masked = w * (mask.reshape(w.shape[1:]) * d[:, None])[:, None]
+        kernels = (masked @ jnp.ones(w.shape[-1])).swapaxes(2, 3)
     return kernels.reshape(len(directions), len(w), -1)
 
 
