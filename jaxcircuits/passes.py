@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -26,6 +28,9 @@ from jaxcircuits.taps import Network
 
 # With more than this share of a layer's gradients, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
+# With a layer of more numbers than this, gathering misses the cache; and to gather for some layers alone costs more
+# than it saves, for gradients change their order in memory in between.
+GATHERED = 1 << 18
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
 
@@ -132,9 +137,12 @@ arranged = jax.jit(Plan.weights, static_argnums=0)
 def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tuple[str, ...]:
     """Which layers so many features should compute on their support: a fixed rule, looked up on the first image.
 
-    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero.
+    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero and
+    layers are small.
     """
-    if plan.layers == (plan.target,) or not features_last(features):
+    before = itertools.takewhile(lambda name: name != plan.target, plan.network.layers)
+    largest = max((math.prod(plan.network.layers[name].output_shape) for name in before), default=0)
+    if plan.layers == (plan.target,) or not features_last(features) or largest > GATHERED:
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
