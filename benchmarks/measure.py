@@ -16,7 +16,7 @@ from benchmarks.engines import Remote
 
 # Relative to a layer's largest score. Rounding switches a ReLU or a pool's winner now and then: r of the curve may
 # differ by that, and scores of a network as deep as VGG 16.
-TOLERANCE = {"curve": 0.01, "vgg16": 1e-3}
+TOLERANCE = {"curve": 0.01, "vgg16": 2e-3}
 
 
 def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
