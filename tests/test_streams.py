@@ -1,6 +1,10 @@
 """Device calls that run at the same time: how many, and that they change nothing."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,6 +41,37 @@ def test_an_error_in_a_stream_is_raised():
         streams.go_on(fails)
         with pytest.raises(ZeroDivisionError):
             streams.results()
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from jaxcircuits.streams import Streams
+
+here = threading.Event()
+
+class Slow:
+    def __del__(self):  # in the stream's thread, after its work
+        threading.Timer(.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        time.sleep(1)
+        print("gone", flush=True)
+
+try:
+    with Streams([0, 0]) as streams:
+        streams.go_on(lambda value, slow: here.wait(), Slow())
+        here.set()
+        streams.results()
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
+def test_threads_end_before_a_process_does():
+    """Whose wait for them was interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "gone\n", "")
 
 
 @pytest.mark.parametrize("criterion", ["snip", "actgrad"])
