@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,10 +86,11 @@ def _settled() -> Iterator[None]:
 
 
 def _unraisable(told: Any) -> None:
-    """What Python says of errors that nobody can catch: nothing of the arrays that orbax was still reading when another
-    one turned out to be broken."""
-    if not (isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(told.exc_value)):
-        sys.__unraisablehook__(told)
+    """What becomes of errors that nobody can catch."""
+    if isinstance(told.exc_value, KeyboardInterrupt):  # it came within a destructor: once more, a little later
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    elif not (isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(told.exc_value)):
+        sys.__unraisablehook__(told)  # the rest is of arrays that orbax was reading when another was found broken
 
 
 def not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
