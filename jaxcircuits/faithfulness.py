@@ -15,6 +15,7 @@ from jaxcircuits.masks import tops
 from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.moments import moments_of
+from jaxcircuits.options import Options
 from jaxcircuits.scores import Scores
 from jaxcircuits.scoring import Level, score_levels
 
@@ -73,11 +74,12 @@ def curve(
     """
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:
-        levels = score_levels(
-            model, images, features, [Level(keep=keep, steps=record.steps) for keep in keeps],
-            criterion=record.criterion, absolute=record.absolute or "per_image", layers=scores.layers,
-            granularity=record.granularity, precision=record.precision, seed=record.seed or 0,
+        options = Options(
+            record.criterion, record.absolute or "per_image", scores.layers, record.granularity,
+            seed=record.seed or 0, precision=record.precision,
         )  # fmt: skip
+        steps = [Level(keep=keep, steps=record.steps) for keep in keeps]
+        levels = score_levels(model, images, features, steps, options)
     masks = tops(levels, [{"keep": keep} for keep in keeps])
     return correlations(model, images, features, masks, ablation=ablation, batch=batch)
 

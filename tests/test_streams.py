@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import chunks, scoring
+from jaxcircuits import chunks, options
 from jaxcircuits.streams import Streams
 
 
@@ -80,7 +80,7 @@ def test_streams_do_not_change_scores(small, monkeypatch, criterion):
     features = jc.Features("features.3", [0, 4])
     found = {}
     for size in (chunks.Sizes(2, 5, 1), chunks.Sizes(2, 1, 2)):
-        monkeypatch.setattr(scoring, "sizes", lambda *_, size=size, **__: size)
+        monkeypatch.setattr(options, "sizes", lambda *_, size=size, **__: size)
         found[size.streams] = jc.score(small.model, small.images, features, criterion=criterion).values
     for one, two in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6 * np.abs(one).max())

@@ -27,9 +27,9 @@ from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.criteria import OVER_IMAGES, criterion
 from jaxcircuits.data import Images, batches, count, image_shape
+from jaxcircuits.options import PRECISIONS
 from jaxcircuits.paths import relevant
 from jaxcircuits.scores import Record, Scores
-from jaxcircuits.scoring import PRECISIONS
 from jaxcircuits.threads import pool
 
 AXIS = "chunks"

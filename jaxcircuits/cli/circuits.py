@@ -27,6 +27,7 @@ from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
 from jaxcircuits.nulls import against_nulls
+from jaxcircuits.options import Options
 from jaxcircuits.paths import relevant_kernels
 from jaxcircuits.plots import curves
 from jaxcircuits.pytorch.files import USAGE as COMPACT_USAGE
@@ -79,11 +80,13 @@ def extract(
     network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
     pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
-    asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked |= {"ablation": ablation, "granularity": granularity, "steps": steps, **amounts}
+    asked: Any = {"ablation": ablation, **amounts}
+    how: Any = {"criterion": criterion, "absolute": absolute, "granularity": granularity, "steps": steps}
+    how |= {"seed": seed, "precision": precision, "chunk": chunk, "batch": batch}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
-    manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
+    jobs = plan(network, pictures, parsed, Options(**how), **asked)
+    manifests = [manifest for job in jobs for row in job.manifests for manifest in row]
     paths = [out / model / f"{stem(manifest)}.safetensors" for manifest in manifests]
     several = len(set(levels)) > 1
     plot = plot or out / model / f"{_plot_stem(manifests, len(levels))}.png" if several else None
@@ -99,9 +102,7 @@ def extract(
         each += training.length(amounts.get("keep", [0.05] * len(levels)), steps or STEPS[criterion])
     total = len(manifests) // len(levels) * each
     with screen.progress("scoring and judging", total, of="features", each=each) as progress:
-        found = extract_circuits(
-            network, pictures, parsed, chunk=chunk, batch=batch, with_scores=scores, progress=progress, **asked
-        )
+        found = extract_circuits(network, pictures, parsed, with_scores=scores, progress=progress, **asked, **how)
         for path, circuit in zip(paths, found, strict=True):
             circuit.save(path, force=force)
             rows.append({"circuit": str(path), **circuit.manifest})

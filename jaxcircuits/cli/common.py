@@ -22,7 +22,7 @@ from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
-from jaxcircuits.scoring import PRECISIONS
+from jaxcircuits.options import PRECISIONS
 from weights_conversion import ConversionError
 
 

@@ -19,6 +19,7 @@ from jaxcircuits.data import read_images
 from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.granularity import GRANULARITIES
 from jaxcircuits.loading import load
+from jaxcircuits.options import Options
 from jaxcircuits.spelling import parse
 
 OTHER_HALF = {"photos:a": "photos:b", "photos:b": "photos:a"}
@@ -57,20 +58,12 @@ def compare(
     pictures, tests = (
         read_images(source, network, resize=resize or "crop", strict=strict) for source in (scoring, judging)
     )
-    asked: Any = {
-        "test_images": tests,
-        "criteria": CRITERIA if criteria is None else criteria.split(","),
-        "keeps": KEEPS if keep is None else numbers("keep", keep, float),
-        "absolute": absolute,
-        "granularity": granularity,
-        "ablation": ablation,
-        "steps": steps,
-        "seed": seed,
-        "precision": precision,
-        "chunk": chunk,
-        "batch": batch,
-    }
-    _, manifest = question(network, pictures, parsed, **asked)
+    keeps = tuple(dict.fromkeys(KEEPS if keep is None else numbers("keep", keep, float)))
+    asked: Any = {"test_images": tests, "keeps": keeps, "ablation": ablation}
+    how: Any = {"absolute": absolute, "granularity": granularity, "steps": steps, "seed": seed}
+    how |= {"precision": precision, "chunk": chunk, "batch": batch}
+    names = list(dict.fromkeys(CRITERIA if criteria is None else criteria.split(",")))
+    _, manifest = question(network, pictures, parsed, [Options(name, **how) for name in names], **asked)
     first, more = manifest["features"][0], len(manifest["features"]) - 1
     stem = out / model / "compare" / (feature_stem({"feature": first}) + (f"_and_{more}_more" if more else ""))
     free_paths(stem, manifest, force=force)  # not after hours
@@ -81,7 +74,7 @@ def compare(
     )
     total = len(manifest["features"]) * len(manifest["criteria"])
     with screen.progress("comparing", total, of="features", each=len(manifest["criteria"])) as progress:
-        found = compare_criteria(network, pictures, parsed, progress=progress, **asked)
+        found = compare_criteria(network, pictures, parsed, criteria=names, progress=progress, **asked, **how)
     paths = found.save(stem, force=force)
     _print(screen, found)
     screen.say("\n" + "\n".join(map(str, paths)))
