@@ -71,6 +71,14 @@ def curve(
     """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
 
     Scores that depend on how much is kept ("force", "learned") are made again for each fraction, with these images.
+
+    Args:
+        model, images, features, ablation, batch: as for `correlation`.
+        scores: of these features, by which kernels are kept.
+        keeps: K fractions, by default the paper's 13.
+
+    Raises:
+        InputError: as `correlation`, or a fraction that is not above 0 and at most 1.
     """
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:

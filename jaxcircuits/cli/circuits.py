@@ -13,10 +13,10 @@ import numpy as np
 from jaxcircuits import training
 from jaxcircuits.circuit import Circuit, check_free, feature_label, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options
 from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, STEPS, TRAINED
+from jaxcircuits.criteria import IN_ROUNDS, STEPS, TRAINED
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
@@ -42,15 +42,8 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
-@click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
-@options(common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
-@click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
-@click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
-@click.option(
-    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
-    help="What is scored, kept and counted: kernels, or whole filters.",
-)  # fmt: skip
-@options(common.STEPS)
+@options(common.CRITERION, common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
+@options(common.keep_option(KEEPS), common.KERNELS, common.GRANULARITY, common.STEPS)
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
@@ -58,8 +51,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 def extract(
     model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
     objective, ablation, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None,
-    out: Path, force,
-    seed, as_json, quiet,
+    out: Path, force, seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -77,9 +69,9 @@ def extract(
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
         raise InputError(f"--plot is {str(plot)!r}; expected a file that ends in .png")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
-    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+    pictures = common.images_given(images, network, resize, strict)
     asked: Any = {"ablation": ablation, **amounts}
     how: Any = {"criterion": criterion, "absolute": absolute, "granularity": granularity, "steps": steps}
     how |= {"seed": seed, "precision": precision, "chunk": chunk, "batch": batch}
@@ -94,7 +86,7 @@ def extract(
     if plot:
         check_writable(plot)
 
-    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
+    screen.say(common.heading(model, weights, len(pictures), images) + "\n")
     rows, each = [], len(pictures) * (1 + len(levels))
     if criterion in IN_ROUNDS:
         each += len(pictures) * len(levels) * (steps or STEPS[criterion])
