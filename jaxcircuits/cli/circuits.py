@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from jaxcircuits import training
-from jaxcircuits.circuit import Circuit, check_free, feature_label, feature_stem, finite, method_stem, stem
+from jaxcircuits.circuit import Circuit, feature_label, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options
 from jaxcircuits.cli.recorded import network_of, pictures_of
@@ -82,7 +82,7 @@ def extract(
     paths = [out / model / f"{stem(manifest)}.safetensors" for manifest in manifests]
     several = len(set(levels)) > 1
     plot = plot or out / model / f"{_plot_stem(manifests, len(levels))}.png" if several else None
-    _check_places(paths, manifests, force)
+    common.free_places(paths, manifests, force=force, otherwise="extract them one by one")
     if plot:
         check_writable(plot)
 
@@ -218,18 +218,6 @@ def _beside_nulls(model: Model, images: Images, circuit: Circuit, number: int, s
     asked["ablation"] = "zero" if circuit.offsets is None else "mean"
     found = against_nulls(model, images, features, masks, possible, **asked)
     return {"mean_of_nulls": float(np.nan_to_num(found.nulls).mean()), "p": finite(float(found.p[0, 0]))}
-
-
-def _check_places(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], force: bool) -> None:
-    """An InputError if two circuits have one place, or if one has what must not be overwritten or cannot be written."""
-    taken: dict[Path, dict[str, Any]] = {}
-    for path, manifest in zip(paths, manifests, strict=True):
-        if taken.setdefault(path, manifest) != manifest:
-            raise InputError(f"two different circuits would be written to {str(path)!r}; extract them one by one")
-    for path, manifest in taken.items():
-        check_writable(path)
-        if not force:
-            check_free(path, manifest)
 
 
 def _print_circuits(

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import click
 import jax
 
 from jaxcircuits.ablation import ABLATIONS
+from jaxcircuits.circuit import check_free
 from jaxcircuits.criteria import ABSOLUTE as ABSOLUTES
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
+from jaxcircuits.files import check_writable
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS
@@ -204,6 +206,18 @@ def images_given(
 def heading(model: str, weights: str | None, number: int, images: str | None) -> str:
     """What a command says first: with which network and images it works."""
     return f"{model} with weights {told(weights, 'lpips')}, {number} images: {told(images, 'photos')}"
+
+
+def free_places(paths: Sequence[Path], manifests: Sequence[Mapping[str, Any]], *, force: bool, otherwise: str) -> None:
+    """An InputError if two circuits have one place, or if one has what must not be overwritten or cannot be written."""
+    taken: dict[Path, Mapping[str, Any]] = {}
+    for path, manifest in zip(paths, manifests, strict=True):
+        if taken.setdefault(path, manifest) != manifest:
+            raise InputError(f"two different circuits would be written to {str(path)!r}; {otherwise}")
+    for path, manifest in taken.items():
+        check_writable(path)
+        if not force:
+            check_free(path, manifest)
 
 
 def numbers(name: str, text: str, kind: type) -> list:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from jaxcircuits.circuit import check_free
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, Command, numbers, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import check_writable
 from jaxcircuits.pytorch.importing import are_masks, circuits_of_scores, read_kernels, read_masks, read_scores
 from jaxcircuits.spelling import parse
 
@@ -55,10 +53,7 @@ def import_(
         scores = read_scores(arrays, network, wanted, criterion=criterion)
         found = circuits_of_scores(network, wanted, scores, amounts, images=pictures)
     paths = [out / model / f"{circuit.stem}.safetensors" for circuit in found]
-    for path, circuit in zip(paths, found, strict=True):
-        check_writable(path)
-        if not force:
-            check_free(path, circuit.manifest)
+    common.free_places(paths, [c.manifest for c in found], force=force, otherwise="import them one by one")
     for path, circuit in zip(paths, found, strict=True):
         circuit.save(path, force=force)
     screen.say(common.heading(model, weights, len(pictures), images) + "\n")

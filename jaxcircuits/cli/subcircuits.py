@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite
+from jaxcircuits.circuit import Circuit, feature_stem, finite
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
 from jaxcircuits.cli.screen import Screen
@@ -103,7 +103,9 @@ def subcircuits(
     parts = separate(scores, members, keep=keep, kernels=kernels, nulls=nulls, seed=seed)
     judged = judge(network, pictures, parts)
     made, kept = circuits(network, pictures, parts, judged), responses(parts, judged)
-    paths = _free_paths(made, out / model, force)
+    paths = [out / model / f"{circuit.stem}.safetensors" for circuit in made]
+    manifests = [{**circuit.manifest, "layers": list(circuit.masks)} for circuit in made]
+    common.free_places(paths, manifests, force=force, otherwise="give the folders other names")
     html = None
     if mapped and len(pictures) >= FEWEST:
         found = trajectories(scores, neighbours=neighbours, seed=seed)
@@ -143,18 +145,6 @@ def _grouped(
     found = clusters(points, number, seed=seed)
     digits = len(str(number))
     return np.array([f"cluster-{c + 1:0{digits}}" for c in found]), finite(silhouette(points, found))
-
-
-def _free_paths(made: list[Circuit], folder: Path, force: bool) -> list[Path]:
-    """Where the circuits go; an InputError if two have one place, or if one has what must not be overwritten."""
-    paths = [folder / f"{circuit.stem}.safetensors" for circuit in made]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        raise InputError(f"two groups' circuits would be written to {str(twice[0])!r}; give the folders other names")
-    for path, circuit in zip(paths, made, strict=True):
-        check_writable(path)
-        if not force:
-            check_free(path, {**circuit.manifest, "layers": list(circuit.masks)})
-    return paths
 
 
 def _rows(parts: Parts, made: list[Circuit], kept: np.ndarray) -> list[list[Any]]:
