@@ -151,8 +151,8 @@ def build_atlas(
             default.
         progress: as for `extract`.
         **options: of `extract`: `criterion`, `absolute`, `ablation`, `keep` (by default .5, .1, .05, .01), `kernels`,
-            `granularity`, `steps`, `seed`, `precision`, `chunk`, `batch`; and `scores`, "float16" or "float32", to
-            store the scores as well.
+            `layers`, `granularity`, `steps`, `seed`, `precision`, `chunk`, `batch`; and `scores`, "float16" or
+            "float32", to store the scores as well.
 
     Raises:
         InputError: as `extract`; the directory holds another atlas, or another process is at work on it.
