@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcircuits.features import Features
 from jaxcircuits.taps import Network
+from jaxcircuits.threads import processors
 
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
@@ -99,9 +100,7 @@ def images_together(network: Network, images: int) -> int:
 
 def cores() -> int:
     """How many device calls can run at the same time: one on anything but a CPU."""
-    if jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors() if jax.default_backend() == "cpu" else 1
 
 
 def _budget() -> float:

@@ -11,21 +11,21 @@ import jax
 import numpy as np
 
 from jaxcircuits.ablation import Offsets, check_ablation, mean_contributions, offsets
-from jaxcircuits.chunks import in_chunks, sizes
+from jaxcircuits.chunks import in_chunks
 from jaxcircuits.comparison import Comparison, LayerComparison, average
 from jaxcircuits.costs import Cost, measured
 from jaxcircuits.criteria import CRITERIA, STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import KEEPS, evaluate
-from jaxcircuits.features import Features, joined
-from jaxcircuits.gradients import scored_layers
+from jaxcircuits.features import Features
 from jaxcircuits.layers import Masks
 from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.measures import interval, pooled, resamples
 from jaxcircuits.model import Model
-from jaxcircuits.scoring import Level, check_options, score_levels
+from jaxcircuits.options import Options, resolved
+from jaxcircuits.scoring import Level, score_levels
 
 LEVEL, RESAMPLES = 0.95, 1000
 
@@ -77,33 +77,29 @@ def compare(
             Warns when test images are among the images.
     """
     test_images = images if test_images is None else test_images
-    options: Any = {"absolute": absolute, "granularity": granularity, "seed": seed, "precision": precision}
-    options |= {"batch": batch, "chunk": chunk}
-    asked: Any = {"criteria": criteria, "keeps": keeps, "layers": layers, "steps": steps, "level": level}
-    asked["ablation"] = ablation
-    every, manifest = question(model, images, features, test_images=test_images, number=number, **asked, **options)
-    criteria, keeps = manifest["criteria"], manifest["keeps"]
+    asked = (Options(name, absolute, layers, granularity, steps, seed, precision, chunk, batch) for name in criteria)
+    options = {one.criterion: one for one in asked}
+    keeps = tuple(dict.fromkeys(keeps))
+    given: Any = {"test_images": test_images, "keeps": keeps, "ablation": ablation, "level": level, "number": number}
+    every, manifest = question(model, images, features, [*options.values()], **given)
     network = model.network(image_shape(images))
     tests = count(test_images)
     weights = np.concatenate([np.ones((1, tests)), resamples(tests, number, seed)])
     _warn_of_shared(images, test_images)
 
-    by_weight = absolute == "whole_set" or granularity == "weight"
+    largest = max(options.values(), key=lambda one: one.by_weight)
     totals: dict[str, _Total] = {}
-    for f in every:
-        names = scored_layers(network, f.layer, None if layers is None else tuple(layers))
-        size = sizes(
-            network, names, images=count(images), by_weight=by_weight, chunk=chunk, batch=batch, features=len(f)
-        ).features
+    for f, names in every:
+        size = largest.sizes(network, names, images, len(f)).features
         means = mean_contributions(model, images, names) if ablation == "mean" else None
         for start, part in zip(range(0, len(f), size), in_chunks(f, size), strict=True):
             real = min(size, len(f) - start)  # the last chunk is filled up
-            total = totals.setdefault(f.layer, _Total(criteria, level))
+            total = totals.setdefault(f.layer, _Total(options, level))
             rows = []
-            for name in criteria:
+            for name, one in options.items():
                 levels = Level.each(name, [{"keep": keep} for keep in keeps], steps)
                 with measured() as cost:
-                    scores = score_levels(model, images, part, levels, criterion=name, layers=names, **options)
+                    scores = score_levels(model, images, part, levels, one)
                     jax.block_until_ready(scores)
                 total.costs[name] += cost
                 masks = tops(scores, [{"keep": keep} for keep in keeps])
@@ -116,64 +112,54 @@ def compare(
     found = {name: total.result() for name, total in totals.items()}
     means = np.mean([total.means() for total in totals.values()], 0)
     overall = average(means, level) if len(found) > 1 else None
-    return Comparison(tuple(criteria), tuple(keeps), found, overall, manifest)
+    return Comparison(tuple(options), keeps, found, overall, manifest)
 
 
 def question(
     model: Model,
     images,
     features: Features | Iterable[Features],
+    options: Sequence[Options],
     *,
     test_images,
-    criteria: Sequence[str],
     keeps: Sequence[float],
-    absolute: str,
-    layers: Sequence[str] | None = None,
-    granularity: str,
     ablation: str = "zero",
-    steps: int | None,
-    seed: int,
-    precision: str,
-    chunk: int | None = None,
-    batch: int | None = None,
     level: float = LEVEL,
     number: int = RESAMPLES,
-) -> tuple[list[Features], dict[str, Any]]:
-    """The features that `compare` would score and its manifest, for the same arguments and with the same errors."""
-    criteria, keeps = tuple(dict.fromkeys(criteria)), tuple(dict.fromkeys(keeps))
-    for name in criteria:
-        check_options(name, absolute, precision, chunk, batch, steps, granularity)
+) -> tuple[list[tuple[Features, tuple[str, ...]]], dict[str, Any]]:
+    """The features that `compare` would score, with the layers, and its manifest, with the same errors.
+
+    Args:
+        options: of each criterion, the same but for its name.
+        model, images, features, test_images, keeps, ablation, level, number: as for `compare`.
+    """
     check_ablation(ablation)
-    if ablation == "mean" and granularity == "weight":
-        raise InputError("mean ablation is of kernels and filters; weights are removed to zero")
-    for name, given in (("criteria", criteria), ("keeps", keeps)):
+    for name, given in (("criteria", options), ("keeps", keeps)):
         if not given:
             raise InputError(f"{name} are empty; expected at least one")
     for keep in keeps:
         keep_counts(np.array([1]), keep, None)
     interval(np.zeros((1, 1, 1)), level)
-    every = [features] if isinstance(features, Features) else list(features)
-    network = model.network(image_shape(images))
-    every = joined(f.resolve(network.layers) for f in every)
-    chosen = [scored_layers(network, f.layer, None if layers is None else tuple(layers)) for f in every]
-    for f, names in zip(every, chosen, strict=True):
-        model.check_weights((*names, f.layer))
-        for given in (images, test_images):
-            f.resolve(model.network(image_shape(given)).layers).places(count(given))
+    asked = options[0]
+    if ablation == "mean" and asked.granularity == "weight":
+        raise InputError("mean ablation is of kernels and filters; weights are removed to zero")
+    every = resolved(model, images, features, asked)
+    for f, _ in every:
+        f.resolve(model.network(image_shape(test_images)).layers).places(count(test_images))
     manifest = {
         **model_source(model),
         "images": image_source(images),
         "test_images": image_source(test_images),
-        "features": [{**identity(one), "objective": f.objective} for f in every for one in f],
-        "criteria": list(criteria),
+        "features": [{**identity(one), "objective": f.objective} for f, _ in every for one in f],
+        "criteria": [one.criterion for one in options],
         "keeps": list(keeps),
-        "absolute": absolute,
-        "granularity": granularity,
+        "absolute": asked.absolute,
+        "granularity": asked.granularity,
         "ablation": ablation,
-        "layers": None if layers is None else list(layers),
-        "steps": {name: steps or STEPS[name] for name in criteria if name in STEPS},
-        "seed": seed,
-        "precision": precision,
+        "layers": None if asked.layers is None else list(asked.layers),
+        "steps": {one.criterion: one.steps or STEPS[one.criterion] for one in options if one.criterion in STEPS},
+        "seed": asked.seed,
+        "precision": asked.precision,
         "level": level,
         "resamples": number,
         "versions": versions(),
@@ -197,7 +183,7 @@ def _judged(
 class _Total:
     """What has been found of the features of a layer so far: r in each sample, the first of which is all images."""
 
-    def __init__(self, criteria: Sequence[str], level: float):
+    def __init__(self, criteria: Iterable[str], level: float):
         self.level, self.costs = level, {name: Cost() for name in criteria}
         self.labels: tuple[str, ...] = ()
         self.r: list[np.ndarray] = []

@@ -15,6 +15,7 @@ from jaxcircuits.masks import tops
 from jaxcircuits.measures import Moments, pearson, pooled
 from jaxcircuits.model import Model
 from jaxcircuits.moments import moments_of
+from jaxcircuits.options import Options
 from jaxcircuits.scores import Scores
 from jaxcircuits.scoring import Level, score_levels
 
@@ -70,14 +71,23 @@ def curve(
     """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
 
     Scores that depend on how much is kept ("force", "learned") are made again for each fraction, with these images.
+
+    Args:
+        model, images, features, ablation, batch: as for `correlation`.
+        scores: of these features, by which kernels are kept.
+        keeps: K fractions, by default the paper's 13.
+
+    Raises:
+        InputError: as `correlation`, or a fraction that is not above 0 and at most 1.
     """
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:
-        levels = score_levels(
-            model, images, features, [Level(keep=keep, steps=record.steps) for keep in keeps],
-            criterion=record.criterion, absolute=record.absolute or "per_image", layers=scores.layers,
-            granularity=record.granularity, precision=record.precision, seed=record.seed or 0,
+        options = Options(
+            record.criterion, record.absolute or "per_image", scores.layers, record.granularity,
+            seed=record.seed or 0, precision=record.precision,
         )  # fmt: skip
+        steps = [Level(keep=keep, steps=record.steps) for keep in keeps]
+        levels = score_levels(model, images, features, steps, options)
     masks = tops(levels, [{"keep": keep} for keep in keeps])
     return correlations(model, images, features, masks, ablation=ablation, batch=batch)
 

@@ -84,6 +84,10 @@ def scores_at(scores: Scores, granularity: str) -> Scores:
     cannot change the feature and do not count), 0 where there is none. SNIP and magnitude of kernels and filters are
     just that. ActGrad of filters is not: it looks at the whole output, in which kernels' contributions may cancel.
 
+    Args:
+        scores: of weights, kernels or filters.
+        granularity: "weight", "kernel" or "filter".
+
     Raises:
         InputError: an unknown granularity, or one finer than the scores.
     """

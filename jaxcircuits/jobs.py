@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
-from jaxcircuits.chunks import in_chunks, sizes
+from jaxcircuits.chunks import in_chunks
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, SEEDED, STEPS
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
-from jaxcircuits.features import Features, joined
-from jaxcircuits.gradients import scored_layers
+from jaxcircuits.features import Features
 from jaxcircuits.granularity import count_relevant, masks_at, shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.model import Model
+from jaxcircuits.options import Options, resolved
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Scores
-from jaxcircuits.scoring import Level, check_options, score_levels
+from jaxcircuits.scoring import Level, score_levels
 
 
 @dataclass(frozen=True)
@@ -58,58 +58,42 @@ def plan(
     model: Model,
     images,
     features: Features | Iterable[Features],
+    options: Options,
     *,
-    criterion: str = "snip",
-    absolute: str = "per_image",
     ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
-    layers: Sequence[str] | None = None,
-    granularity: str = "kernel",
-    steps: int | None = None,
-    seed: int = 0,
-    precision: str = "float32",
-    chunk: int | None = None,
-    batch: int | None = None,
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
-    check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
     check_ablation(ablation)
-    if granularity == "weight":
+    if options.granularity == "weight":
         raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)
     source = image_source(images)  # reads all pictures, which are counted with that
-    network, number = model.network(image_shape(images)), count(images)
-    every = [features] if isinstance(features, Features) else list(features)
-    every = joined(f.resolve(network.layers) for f in every)
-    chosen = [scored_layers(network, f.layer, None if layers is None else tuple(layers)) for f in every]
-    for f, names in zip(every, chosen, strict=True):
-        model.check_weights((*names, f.layer))
-        f.places(number)  # an error if they are not as many as the images
-        if kernels is not None:
-            shapes = {name: shape_at(network.layers[name], granularity) for name in names}
+    network = model.network(image_shape(images))
+    every = resolved(model, images, features, options)
+    if kernels is not None:
+        for f, names in every:
+            shapes = {name: shape_at(network.layers[name], options.granularity) for name in names}
             for part in in_chunks(f, 16):
                 found = count_relevant(relevant(network, model.variables, part, names), shapes)
                 for amount in amounts:
                     keep_counts(found, None, amount["kernels"])
+    criterion = options.criterion
     shared = {
         **model_source(model),
         "images": source,
         "criterion": criterion,
         "ablation": ablation,
-        "absolute": None if criterion in BASELINES else absolute,
-        "granularity": granularity,
-        "seed": seed if criterion in SEEDED else None,
-        "precision": precision,
-        **({"steps": steps or STEPS[criterion]} if criterion in STEPS else {}),
+        "absolute": None if criterion in BASELINES else options.absolute,
+        "granularity": options.granularity,
+        "seed": options.seed if criterion in SEEDED else None,
+        "precision": options.precision,
+        **({"steps": options.steps or STEPS[criterion]} if criterion in STEPS else {}),
         "dtype": "float32",
         "versions": versions(),
     }
-
-    return [
-        Job(f, names, shared | {"layers": list(names), "objective": f.objective}, amounts)
-        for f, names in zip(every, chosen, strict=True)
-    ]
+    return [Job(f, names, shared | {"layers": list(names), "objective": f.objective}, amounts) for f, names in every]
 
 
 def extract(
@@ -153,19 +137,15 @@ def extract(
     Raises:
         InputError: as `score` and `top_kernels`; at once, before the first circuit, where that can be known.
     """
-    options: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    options["granularity"] = granularity
-    asked: Any = {"layers": layers, "chunk": chunk, "batch": batch}
-    jobs = plan(model, images, features, ablation=ablation, keep=keep, kernels=kernels, steps=steps, **asked, **options)
+    options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
+    jobs = plan(model, images, features, options, ablation=ablation, keep=keep, kernels=kernels)
     amounts, number = _amounts(keep, kernels), count(images)
     levels = Level.each(criterion, amounts, steps)
     network = model.network(image_shape(images))
 
     def one_by_one() -> Iterator[Circuit]:
         for job in jobs:
-            whole_set = criterion not in BASELINES and absolute == "whole_set"
-            given: Any = {"by_weight": whole_set, "chunk": chunk, "batch": batch, "features": len(job.features)}
-            size = sizes(network, job.layers, images=number, **given).features
+            size = options.sizes(network, job.layers, images, len(job.features)).features
             means = mean_contributions(model, images, job.layers) if ablation == "mean" else None
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
@@ -173,9 +153,8 @@ def extract(
                 if criterion in BASELINES:
                     progress(len(manifests) * number)
                 scores = score_levels(
-                    model, images, part, levels, **options, layers=job.layers, chunk=chunk, batch=batch,
-                    progress=lambda done, share=share: progress(done * share),
-                )  # fmt: skip
+                    model, images, part, levels, options, lambda done, share=share: progress(done * share)
+                )
                 yield from _circuits(model, images, part, scores, amounts, manifests, means, with_scores, progress)
 
     return one_by_one()

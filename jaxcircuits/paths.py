@@ -38,6 +38,9 @@ def relevant_kernels(
         features: F of them; a direction's path begins at every channel that it touches.
         layers: those asked for, by default all that `score` would score.
         image_shape: (H, W, C) of the images, by default the model's nominal size.
+
+    Raises:
+        InputError: features or layers that the network does not have, or images of a shape that it cannot take.
     """
     network = model.network(image_shape)
     features = features.resolve(network.layers)
@@ -81,6 +84,9 @@ def effective_kernels(
         masks: {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O); layers that are not named keep all.
             A kernel is kept if its filter or one of its weights is.
         image_shape: (H, W, C) of the images, by default the model's nominal size.
+
+    Raises:
+        InputError: features that the network does not have, or masks of layers that do not lead to them.
     """
     network = model.network(image_shape)
     features = features.resolve(network.layers)

@@ -51,6 +51,9 @@ def receptive_fields(model: Model, *, image_shape: tuple[int, int, int] | None =
     Args:
         model: whose network it is; weights do not matter.
         image_shape: (H, W, C) of the images, by default the model's nominal size.
+
+    Raises:
+        InputError: images of a shape that the network cannot take.
     """
     return fields(model.network(image_shape), model.variables)
 

@@ -11,24 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.chunks import chunk_at, sizes
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
+from jaxcircuits.chunks import chunk_at
+from jaxcircuits.criteria import BASELINES, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
-from jaxcircuits.gradients import scored_layers
-from jaxcircuits.granularity import check_granularity, count_relevant, fitted, shape_at
+from jaxcircuits.granularity import count_relevant, fitted, shape_at
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
+from jaxcircuits.options import PRECISIONS, Options
 from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import looked_at, rounds
 from jaxcircuits.scores import Record, Scores
 from jaxcircuits.training import learn
-
-# as `jax.default_matmul_precision` calls them
-PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
 def score(
@@ -83,13 +80,9 @@ def score(
             the layer does not have, no images, images of another shape than the model takes, or weights that are
             missing.
     """
-    amount = {"keep": keep, "kernels": kernels}
-    check_options(criterion, absolute, precision, chunk, batch, steps, granularity)
-    levels = [Level.of(criterion, **amount, steps=steps, schedule=schedule)]
-    return score_levels(
-        model, images, features, levels, criterion=criterion, absolute=absolute, layers=layers, granularity=granularity,
-        seed=seed, precision=precision, chunk=chunk, batch=batch, progress=progress,
-    )[0]  # fmt: skip
+    options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
+    level = Level.of(criterion, keep, kernels, steps, schedule)
+    return score_levels(model, images, features, [level], options, progress)[0]
 
 
 class Level(NamedTuple):
@@ -146,31 +139,21 @@ def score_levels(
     images,
     features: Features,
     levels: Sequence[Level],
-    *,
-    criterion: str,
-    absolute: str,
-    layers: Sequence[str] | None,
-    granularity: str = "kernel",
-    seed: int = 0,
-    precision: str,
-    chunk: int | None = None,
-    batch: int | None = None,
+    options: Options,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Scores]:
-    """`score` for each level, with checked options: what does not depend on the level is computed once."""
+    """`score` for each level: what does not depend on the level is computed once."""
+    criterion, absolute, granularity, seed = options.criterion, options.absolute, options.granularity, options.seed
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     _, once, back = np.unique(features.identities, return_index=True, return_inverse=True)
     if criterion in STEPS and len(once) < len(features):  # what fills up a chunk is not scored again and again
-        found = score_levels(
-            model, images, features[np.sort(once)], levels, criterion=criterion, absolute=absolute, layers=layers,
-            granularity=granularity, seed=seed, precision=precision, chunk=chunk, batch=batch, progress=progress,
-        )  # fmt: skip
+        found = score_levels(model, images, features[np.sort(once)], levels, options, progress)
         return [jax.tree.map(lambda a: a[np.argsort(np.argsort(once))[back]], scores) for scores in found]
-    chosen = scored_layers(network, features.layer, tuple(layers) if layers is not None else None)
+    chosen = options.scored(network, features.layer)
     model.check_weights((*chosen, features.layer))
     number = count(images)
-    record = Record(criterion, absolute, features.objective, number, None, precision, granularity=granularity)
+    record = Record(criterion, absolute, features.objective, number, None, options.precision, granularity=granularity)
     if criterion in BASELINES:
         possible = relevant(network, model.variables, features, chosen)
         weights = {name: network.layers[name].weight(model.variables) for name in chosen}
@@ -180,11 +163,10 @@ def score_levels(
         return [Scores(values, possible, chosen, record)] * len(levels)
     rule = find_criterion(criterion, absolute, granularity)
     looked = features.objective, features.place
-    plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[precision], granularity)
-    by_weight = absolute == "whole_set" or granularity == "weight"
-    size = sizes(network, chosen, images=number, by_weight=by_weight, chunk=chunk, batch=batch, features=len(features))
+    plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[options.precision], granularity)
+    size = options.sizes(network, chosen, images, len(features))
     plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.features, images))
-    if chunk is None:
+    if options.chunk is None:
         size = fitting(plan, model.variables, size)
     weights = arranged(plan, model.variables)
     parts, done = [], 0
@@ -224,30 +206,6 @@ def score_levels(
         last = _joined(tuple(parts), len(features))
         found.append(Scores(last, possible, chosen, record))
     return found
-
-
-def check_options(
-    criterion: str,
-    absolute: str,
-    precision: str,
-    chunk: int | None,
-    batch: int | None,
-    steps: int | None = None,
-    granularity: str = "kernel",
-) -> None:
-    """Raise an InputError for what `score` does not know or cannot do, whatever the features."""
-    if criterion not in CRITERIA:
-        raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}")
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if absolute not in ABSOLUTE:
-        raise InputError(f"unknown absolute {absolute!r}; expected one of {', '.join(ABSOLUTE)}")
-    check_granularity(granularity)
-    if criterion not in BASELINES:
-        find_criterion(criterion, absolute, granularity)
-    for name, size in (("chunk", chunk), ("batch", batch), ("steps", steps)):
-        if size is not None and size < 1:
-            raise InputError(f"{name} is {size}; expected at least 1")
 
 
 def _joined(parts: tuple[Mapping[str, Array], ...], features: int) -> Mapping[str, Array]:

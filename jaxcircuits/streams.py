@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import jax
+
+from jaxcircuits.threads import pool
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class Streams(Generic[T]):
     def __init__(self, values: Iterable[T]) -> None:
         self._values = list(values)
         self._number = len(self._values)
-        self._pool = ThreadPoolExecutor(self._number, "jaxcircuits-stream") if self._number > 1 else None
+        self._pool = pool(self._number, "stream") if self._number > 1 else None
         self._running = []
 
     def go_on(self, work: Callable[..., T], *arguments) -> None:
@@ -57,13 +58,13 @@ def _finished(work: Callable[..., T], *arguments) -> T:
 def side_by_side(threads: int) -> Iterator[Callable[..., list]]:
     """A `map` that works in so many threads, on the caller's default device, and waits for all results."""
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    with ThreadPoolExecutor(threads, "jaxcircuits-beside") as pool:
+    with pool(threads, "beside") as beside:
 
         def mapped(work: Callable[..., T], *arguments: Iterable) -> list[T]:
             def here(*one) -> T:
                 with jax.default_device(device):
                     return _finished(work, *one)
 
-            return list(pool.map(here, *arguments))
+            return list(beside.map(here, *arguments))
 
         yield mapped

@@ -2,6 +2,7 @@
 
 python installed.py core      without extras: what needs none works, all else says in one sentence which to install
 python installed.py extras    with demo, maps and atlas: circuits, their pages and an atlas of the pretrained AlexNet
+python installed.py more      with onnx and cluster too: the way to PyTorch and ONNX, and an atlas by workers of Dask
 """
 
 import json
@@ -9,6 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +89,54 @@ def extras() -> None:
     works("query", "atlas", "clusters", "--keep", ".1")
 
 
+def more() -> None:
+    import onnxruntime
+    import torch
+    from torchvision_oracle import torchvision
+
+    import jaxcircuits as jc
+
+    torchvision()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    np.save("images.npy", images)
+    works("extract", "alexnet", "features.6:56", "--keep", ".05", "--images", "images.npy")
+    stem = "features.6_56.snip.keep0.05"
+    circuit = f"circuits/alexnet/{stem}.safetensors"
+    works("export", circuit, "--compact", "--onnx", "--out", ".")
+    works("export", circuit, "--out", ".")
+    x = np.random.default_rng(1).standard_normal((2, 3, 224, 224), np.float32)
+    (feature,) = onnxruntime.InferenceSession(f"{stem}.compact.onnx").run(None, {"images": x})
+    with torch.no_grad():
+        theirs = torch.export.load(f"{stem}.compact.pt2").module()(torch.from_numpy(x)).numpy()
+    ours = np.asarray(jc.compact(jc.load("alexnet"), jc.Circuit.load(circuit))(x.transpose(0, 2, 3, 1)))
+    for found in (feature, theirs):
+        np.testing.assert_allclose(found.transpose(0, 2, 3, 1), ours, atol=1e-5 * np.abs(ours).max())
+    works("convert", "alexnet", "--weights", "random", "--out", "alexnet.pth")
+    works("import", f"{stem}.masks.pt", "alexnet", "features.6:56", "--images", "images.npy", "--out", "theirs")
+
+    local = ("--host", "127.0.0.1", "--no-dashboard")
+    asked = ("atlas", "alexnet", "features.0:0-3", "--images", "images.npy", "--chunk", "2")
+    with ExitStack() as running, open("cluster.log", "wb") as log:
+
+        def runs(name: str, *arguments: str) -> None:
+            command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments, *local]
+            process = running.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            running.callback(process.kill)
+
+        there = Path("scheduler.json")
+        runs("scheduler", "--port", "0", "--scheduler-file", str(there))
+        end = time.monotonic() + 300
+        while not (there.exists() and there.read_text().strip()):
+            assert time.monotonic() < end, Path("cluster.log").read_text()
+            time.sleep(0.1)
+        address = json.loads(there.read_text())["address"]
+        runs("worker", address, "--no-nanny", "--nthreads", "1")
+        works(*asked, "--dask", address, "--out", "atlas")
+    works("atlas", "--verify", "atlas")
+
+
 if __name__ == "__main__":
-    stage = {"core": core, "extras": extras}[sys.argv[1]]
+    stage = {"core": core, "extras": extras, "more": more}[sys.argv[1]]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("XDG_CACHE_HOME", cache)
         os.chdir(folder)

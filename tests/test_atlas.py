@@ -328,3 +328,15 @@ def test_what_a_killed_worker_has_begun_is_cleared_away(small, tmp_path):
     build(small, tmp_path / "atlas", progress=killed)
     assert left and not any(path.exists() for path in left)
     assert jc.verify_atlas(tmp_path / "atlas") == []
+
+
+def test_chosen_layers(small, tmp_path):
+    asked = {"criterion": "magnitude", "keep": 0.5}
+    features = jc.Features("features.3", [1])
+    jc.build_atlas(small.model, small.images, features, directory=tmp_path / "a", layers=["features.3"], **asked)
+    (circuit,) = jc.extract(small.model, small.images, features, layers=["features.3"], **asked)
+    found = jc.Atlas(tmp_path / "a").circuit("features.3:1")
+    assert list(found.masks) == found.manifest["layers"] == ["features.3"]
+    np.testing.assert_array_equal(found.masks["features.3"], circuit.masks["features.3"])
+    with pytest.raises(jc.InputError, match="an atlas made otherwise"):
+        jc.build_atlas(small.model, small.images, features, directory=tmp_path / "a", **asked)

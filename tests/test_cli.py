@@ -539,6 +539,32 @@ def test_interrupted(workplace, cache):
     assert names and all(name.endswith(".safetensors") and not name.startswith(".") for name in names)
 
 
+def test_interrupted_in_a_destructor(tmp_path):
+    """Where Python lets no error through."""
+    command = """
+import os, signal, time
+import click
+from jaxcircuits.cli.common import Command
+
+class Interrupts:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+@click.command(cls=Command)
+def main():
+    Interrupts()
+    time.sleep(10)
+    print("not reached")
+
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=tmp_path, env=environment(tmp_path), text=True, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "Interrupted.")
+
+
 def test_a_broken_pipe_is_quiet(cache, tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxcircuits", "info", "vgg16"], cwd=tmp_path, env=environment(cache),

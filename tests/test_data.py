@@ -21,6 +21,7 @@ from jaxcircuits.data import batches, count, files, photos, read_images
 from jaxcircuits.data.blocks import image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.jobs import plan
+from jaxcircuits.options import Options
 from tests.torchvision_oracle import torchvision
 
 SMALL = SimpleNamespace(input_size=32, resize_size=40, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -669,5 +670,5 @@ def test_a_plan_takes_one_look_at_a_folder(folder, decoding):
     model = jc.load("alexnet", weights="random")
     images = read_images(folder, model)
     del decoding[:]
-    plan(model, images, jc.Features("features.0", [1]))
+    plan(model, images, jc.Features("features.0", [1]), Options())
     assert len(decoding) == 7 + 1 and len(images) == 7  # the one is for the shape

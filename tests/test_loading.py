@@ -13,6 +13,7 @@ from jaxcircuits.cli.recorded import network_of
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import checkpoint_manifest, describe_architecture
 from jaxcircuits.models import ARCHITECTURES, RENAMED, densenet, googlenet, inception
+from jaxcircuits.options import Options
 from tests.test_models import random_weights
 from tests.torchvision_oracle import torchvision
 from weights_conversion import save_checkpoint, to_flax, to_torch, write_state
@@ -70,7 +71,7 @@ def test_where_the_input_is_transformed(tmp_path, monkeypatch):
     images = np.zeros((1, 64, 64, 3), np.float32)
     for transform in (True, False):
         model = jc.load("googlenet", weights=tmp_path / "a.safetensors", transform_input=transform)
-        manifest = plan(model, images, jc.Features("conv1.conv", [0]))[0].manifests[0][0]
+        manifest = plan(model, images, jc.Features("conv1.conv", [0]), Options())[0].manifests[0][0]
         assert network_of(jc.Circuit({}, manifest), None, jc.load).transform_input is transform
     with pytest.raises(jc.InputError, match=r"cannot transform its input; only googlenet, inception_v3 can$"):
         jc.load("alexnet", transform_input=True)

@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -107,8 +106,7 @@ def run(small, tmp_path, monkeypatch):
     """The command line with the small network for every model; what it says: stdout, or stderr's last line."""
     from click.testing import CliRunner
 
-    for room in ("subcircuits", "pictures"):
-        monkeypatch.setattr(import_module(f"jaxcircuits.cli.{room}"), "load", lambda *args, **options: small.model)
+    monkeypatch.setattr("jaxcircuits.cli.common.load", lambda *args, **options: small.model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     for n in range(6):

@@ -1,13 +1,17 @@
 """Device calls that run at the same time: how many, and that they change nothing."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import chunks, scoring
+from jaxcircuits import chunks, options
 from jaxcircuits.streams import Streams
 
 
@@ -39,13 +43,44 @@ def test_an_error_in_a_stream_is_raised():
             streams.results()
 
 
+INTERRUPTED = """
+import os, signal, threading, time
+from jaxcircuits.streams import Streams
+
+here = threading.Event()
+
+class Slow:
+    def __del__(self):  # in the stream's thread, after its work
+        threading.Timer(.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        time.sleep(1)
+        print("gone", flush=True)
+
+try:
+    with Streams([0, 0]) as streams:
+        streams.go_on(lambda value, slow: here.wait(), Slow())
+        here.set()
+        streams.results()
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
+def test_threads_end_before_a_process_does():
+    """Whose wait for them was interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "gone\n", "")
+
+
 @pytest.mark.parametrize("criterion", ["snip", "actgrad"])
 def test_streams_do_not_change_scores(small, monkeypatch, criterion):
     """Five images: three for one stream, two for the other; the same as all in one call."""
     features = jc.Features("features.3", [0, 4])
     found = {}
     for size in (chunks.Sizes(2, 5, 1), chunks.Sizes(2, 1, 2)):
-        monkeypatch.setattr(scoring, "sizes", lambda *_, size=size, **__: size)
+        monkeypatch.setattr(options, "sizes", lambda *_, size=size, **__: size)
         found[size.streams] = jc.score(small.model, small.images, features, criterion=criterion).values
     for one, two in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6 * np.abs(one).max())

@@ -11,13 +11,12 @@ from typing import Any
 
 from jaxcircuits.atlas.checking import SCORES
 from jaxcircuits.atlas.store import COMPARED, FORMAT, MANIFEST, Group, Plan, described, read
-from jaxcircuits.chunks import sizes
-from jaxcircuits.criteria import BASELINES
-from jaxcircuits.data import count, image_shape
+from jaxcircuits.data import image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import plan
 from jaxcircuits.model import Model
+from jaxcircuits.options import Options
 
 SIZES = ("chunk", "batch")
 
@@ -26,22 +25,20 @@ def asked(
     model: Model,
     images,
     features: Iterable[Features] | None,
+    options: Options,
     *,
     scores: str | None,
-    chunk: int | None,
-    batch: int | None,
-    **options: Any,
+    **more: Any,
 ) -> Plan:
     """The plan for what `build_atlas` was given, with its errors; nothing is scored."""
     if scores is not None and scores not in SCORES:
         raise InputError(f"unknown scores {scores!r}; expected float16 or float32, or none at all")
     network = model.network(image_shape(images))
-    jobs = plan(model, images, every(model) if features is None else features, chunk=chunk, batch=batch, **options)
-    whole_set = options.get("absolute") == "whole_set" and options["criterion"] not in BASELINES
+    jobs = plan(model, images, every(model) if features is None else features, options, **more)
     groups: list[Group] = []
     for job in jobs:
         shapes = {name: (network.layers[name].outputs, network.layers[name].inputs) for name in job.layers}
-        size = sizes(network, job.layers, images=count(images), by_weight=whole_set, chunk=chunk, batch=batch)
+        size = options.sizes(network, job.layers, images)
         folder = _folder(job.features, {group.folder for group in groups})
         groups.append(Group(folder, job.features, shapes, min(size.features, len(job.features)), size.images))
     labels = [(label, group.features.objective) for group in groups for label in group.features.identities]

@@ -18,6 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import check_writable, folder, write_whole
 from jaxcircuits.model import Model
+from jaxcircuits.options import Options
 from jaxcircuits.packages import needed
 
 KEEPS = (0.5, 0.1, 0.05, 0.01)
@@ -41,28 +42,20 @@ def question(
     features: Features | Iterable[Features] | None,
     root: Path,
     *,
-    criterion: str = "snip",
-    absolute: str = "per_image",
     ablation: str = "zero",
     keep: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
-    granularity: str = "kernel",
-    steps: int | None = None,
-    seed: int = 0,
-    precision: str = "float32",
     scores: str | None = None,
-    chunk: int | None = None,
-    batch: int | None = None,
+    **options: Any,
 ) -> Plan:
     """What `build_atlas` would do, for the same arguments and with the same errors; nothing is scored or written."""
-    options: dict[str, Any] = {"criterion": criterion, "absolute": absolute, "ablation": ablation, "steps": steps}
-    options |= {"granularity": granularity, "seed": seed, "precision": precision, "kernels": kernels}
-    options["keep"] = KEEPS if keep is None and kernels is None else keep
+    how = Options(**options)
+    keep = KEEPS if keep is None and kernels is None else keep
     if isinstance(features, Features):
         features = [features]
-    new = asked(model, images, features, scores=scores, chunk=chunk, batch=batch, **options)
+    new = asked(model, images, features, how, scores=scores, ablation=ablation, keep=keep, kernels=kernels)
     check_writable(root / store.MANIFEST)
-    return agreed(new, root, sized=(chunk is not None, batch is not None))
+    return agreed(new, root, sized=(how.chunk is not None, how.batch is not None))
 
 
 @contextlib.contextmanager
@@ -158,8 +151,8 @@ def build_atlas(
             default.
         progress: as for `extract`.
         **options: of `extract`: `criterion`, `absolute`, `ablation`, `keep` (by default .5, .1, .05, .01), `kernels`,
-            `granularity`, `steps`, `seed`, `precision`, `chunk`, `batch`; and `scores`, "float16" or "float32", to
-            store the scores as well.
+            `layers`, `granularity`, `steps`, `seed`, `precision`, `chunk`, `batch`; and `scores`, "float16" or
+            "float32", to store the scores as well.
 
     Raises:
         InputError: as `extract`; the directory holds another atlas, or another process is at work on it.

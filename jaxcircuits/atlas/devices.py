@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
 from jaxcircuits.criteria import OVER_IMAGES, criterion
 from jaxcircuits.data import Images, batches, count, image_shape
+from jaxcircuits.options import PRECISIONS
 from jaxcircuits.paths import relevant
 from jaxcircuits.scores import Record, Scores
-from jaxcircuits.scoring import PRECISIONS
+from jaxcircuits.threads import pool
 
 AXIS = "chunks"
 Device = Any  # jax.Device, which pyright takes for a variable
@@ -63,7 +64,7 @@ def _on_mesh(mesh: Mesh, work: Work, root: Path, todo: Sequence[ChunkId], progre
             found = mine.scores(which, tell) if scores is None else scores()
             return written(work.plan, root, which, mine.chunk(which, found, tell))
 
-    with ThreadPoolExecutor(len(local), "jaxcircuits-device") as pool:
+    with pool(len(local), "device") as working:
         for some in _rounds(todo, mesh.devices.size):
             if work.plan.manifest["criterion"] in OVER_IMAGES:
                 found = _scores(mesh, work, some, tell)
@@ -71,7 +72,7 @@ def _on_mesh(mesh: Mesh, work: Work, root: Path, todo: Sequence[ChunkId], progre
                 found = {device: None for device in local}
             places = zip(mesh.devices.flat, some, strict=False)
             mine = [(device, which) for device, which in places if device in workers]
-            tasks = [pool.submit(make, device, which, found[device]) for device, which in mine]
+            tasks = [working.submit(make, device, which, found[device]) for device, which in mine]
             try:
                 for task in as_completed(tasks):
                     yield task.result()

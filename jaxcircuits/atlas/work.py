@@ -18,6 +18,7 @@ from jaxcircuits.features import Features
 from jaxcircuits.jobs import Judged, judged, kernel_scores
 from jaxcircuits.manifest import versions
 from jaxcircuits.model import Model
+from jaxcircuits.options import Options
 from jaxcircuits.scores import Scores
 from jaxcircuits.scoring import Level, score_levels
 
@@ -54,12 +55,13 @@ class Work:
         share = len(self.plan.features(which)) / len(features)
         if asked["criterion"] in BASELINES:
             progress(len(self.plan.features(which)) * count(self.images))
-        return score_levels(
-            self.model, self.images, features, self.levels, criterion=asked["criterion"],
-            absolute=asked["absolute"] or "per_image", layers=group.layers, granularity=asked["granularity"],
-            seed=asked["seed"] or 0, precision=asked["precision"], chunk=group.chunk, batch=group.batch,
-            progress=lambda done: progress(done * share),
+        options = Options(
+            asked["criterion"], asked["absolute"] or "per_image", group.layers, asked["granularity"], asked["steps"],
+            asked["seed"] or 0, asked["precision"], group.chunk, group.batch,
         )  # fmt: skip
+        return score_levels(
+            self.model, self.images, features, self.levels, options, lambda done: progress(done * share)
+        )
 
     def chunk(self, which: ChunkId, scores: list[Scores], progress: Progress = lambda done: None) -> Chunk:
         """The chunk of these scores."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from jaxcircuits.ablation import ABLATIONS
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import KEEPS, Done, begun, question
 from jaxcircuits.atlas.checking import SCORES
@@ -18,14 +17,12 @@ from jaxcircuits.atlas.store import ChunkId, Plan
 from jaxcircuits.atlas.verifying import verify
 from jaxcircuits.atlas.work import Work
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.common import QUIET, RESIZE, SEED, STRICT, Command, numbers, options
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import CRITERIA
-from jaxcircuits.data import count, read_images
+from jaxcircuits.data import count
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
-from jaxcircuits.loading import load
 from jaxcircuits.spelling import parse
 
 LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
@@ -36,13 +33,8 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 @click.argument("layers", nargs=-1, metavar="[LAYER...]")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many images, the first ones.")
-@click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
-@options(common.ABSOLUTE, common.OBJECTIVE)
-@click.option("--ablation", type=click.Choice(ABLATIONS), default="zero", show_default=True)
-@click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {LEVELS}]")
-@click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
-@click.option("--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True)
-@options(common.STEPS)
+@options(common.CRITERION, common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
+@options(common.keep_option(LEVELS), common.KERNELS, common.GRANULARITY, common.STEPS)
 @click.option("--scores", type=click.Choice(list(SCORES)), help="Store the scores as well.")
 @options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--out", type=click.Path(path_type=Path), help="A directory.  [default: atlases/MODEL.CRITERION]")
@@ -83,8 +75,8 @@ def atlas(
         from jaxcircuits.atlas.processes import join
 
         join(distributed)
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
-    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict, limit=limit)
+    network = common.network_given(model, weights, transform_input, seed)
+    pictures = common.images_given(images, network, resize, strict, limit)
     asked: dict[str, Any] = {
         "criterion": criterion, "absolute": absolute, "ablation": ablation, "granularity": granularity, "steps": steps,
         "seed": seed, "precision": precision, "scores": scores, "chunk": chunk, "batch": batch,
@@ -95,7 +87,7 @@ def atlas(
     features = [_features(text, network.layers, objective) for text in layers] or None
     plan = question(network, pictures, features, root, **asked)
     work = Work(network, pictures, plan)
-    what = f"{model} with weights {told(weights, 'lpips')}, {count(pictures)} images: {told(images, 'photos')}"
+    what = common.heading(model, weights, len(pictures), images)
     if dry_run:
         todo = [which for which in plan if store.trouble(plan, root, which)]
         _print_predictions(screen, root, what, predict(work, todo))

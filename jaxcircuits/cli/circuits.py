@@ -11,12 +11,12 @@ import click
 import numpy as np
 
 from jaxcircuits import training
-from jaxcircuits.circuit import Circuit, check_free, feature_label, feature_stem, finite, method_stem, stem
+from jaxcircuits.circuit import Circuit, feature_label, feature_stem, finite, method_stem, stem
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, numbers, options
 from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.criteria import CRITERIA, IN_ROUNDS, STEPS, TRAINED
+from jaxcircuits.criteria import IN_ROUNDS, STEPS, TRAINED
 from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
@@ -27,6 +27,7 @@ from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
 from jaxcircuits.model import Model
 from jaxcircuits.nulls import against_nulls
+from jaxcircuits.options import Options
 from jaxcircuits.paths import relevant_kernels
 from jaxcircuits.plots import curves
 from jaxcircuits.pytorch.files import USAGE as COMPACT_USAGE
@@ -41,15 +42,8 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
-@click.option("--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True)
-@options(common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
-@click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {KEEPS}]")
-@click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
-@click.option(
-    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
-    help="What is scored, kept and counted: kernels, or whole filters.",
-)  # fmt: skip
-@options(common.STEPS)
+@options(common.CRITERION, common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
+@options(common.keep_option(KEEPS), common.KERNELS, common.GRANULARITY, common.STEPS)
 @click.option("--scores", is_flag=True, help="Store the scores in the circuit files too.")
 @options(common.PRECISION, common.CHUNK, common.BATCH)
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG of r over keep.  [default: beside the circuits]")
@@ -57,8 +51,7 @@ LONG = 40  # lines of a table, beyond which it has one line for each feature
 def extract(
     model: str, features: tuple[str, ...], weights, transform_input, images, resize, strict, criterion, absolute,
     objective, ablation, keep, kernels, granularity, steps, scores, precision, chunk, batch, plot: Path | None,
-    out: Path, force,
-    seed, as_json, quiet,
+    out: Path, force, seed, as_json, quiet,
 ) -> None:  # fmt: skip
     """Find the circuits of MODEL's FEATUREs and write a file for each.
 
@@ -76,22 +69,24 @@ def extract(
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
         raise InputError(f"--plot is {str(plot)!r}; expected a file that ends in .png")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
-    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
-    asked: Any = {"criterion": criterion, "absolute": absolute, "seed": seed, "precision": precision}
-    asked |= {"ablation": ablation, "granularity": granularity, "steps": steps, **amounts}
+    pictures = common.images_given(images, network, resize, strict)
+    asked: Any = {"ablation": ablation, **amounts}
+    how: Any = {"criterion": criterion, "absolute": absolute, "granularity": granularity, "steps": steps}
+    how |= {"seed": seed, "precision": precision, "chunk": chunk, "batch": batch}
 
     # whatever could go wrong when files are written goes wrong now, and not after hours
-    manifests = [m for job in plan(network, pictures, parsed, **asked) for row in job.manifests for m in row]
+    jobs = plan(network, pictures, parsed, Options(**how), **asked)
+    manifests = [manifest for job in jobs for row in job.manifests for manifest in row]
     paths = [out / model / f"{stem(manifest)}.safetensors" for manifest in manifests]
     several = len(set(levels)) > 1
     plot = plot or out / model / f"{_plot_stem(manifests, len(levels))}.png" if several else None
-    _check_places(paths, manifests, force)
+    common.free_places(paths, manifests, force=force, otherwise="extract them one by one")
     if plot:
         check_writable(plot)
 
-    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
+    screen.say(common.heading(model, weights, len(pictures), images) + "\n")
     rows, each = [], len(pictures) * (1 + len(levels))
     if criterion in IN_ROUNDS:
         each += len(pictures) * len(levels) * (steps or STEPS[criterion])
@@ -99,9 +94,7 @@ def extract(
         each += training.length(amounts.get("keep", [0.05] * len(levels)), steps or STEPS[criterion])
     total = len(manifests) // len(levels) * each
     with screen.progress("scoring and judging", total, of="features", each=each) as progress:
-        found = extract_circuits(
-            network, pictures, parsed, chunk=chunk, batch=batch, with_scores=scores, progress=progress, **asked
-        )
+        found = extract_circuits(network, pictures, parsed, with_scores=scores, progress=progress, **asked, **how)
         for path, circuit in zip(paths, found, strict=True):
             circuit.save(path, force=force)
             rows.append({"circuit": str(path), **circuit.manifest})
@@ -225,18 +218,6 @@ def _beside_nulls(model: Model, images: Images, circuit: Circuit, number: int, s
     asked["ablation"] = "zero" if circuit.offsets is None else "mean"
     found = against_nulls(model, images, features, masks, possible, **asked)
     return {"mean_of_nulls": float(np.nan_to_num(found.nulls).mean()), "p": finite(float(found.p[0, 0]))}
-
-
-def _check_places(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], force: bool) -> None:
-    """An InputError if two circuits have one place, or if one has what must not be overwritten or cannot be written."""
-    taken: dict[Path, dict[str, Any]] = {}
-    for path, manifest in zip(paths, manifests, strict=True):
-        if taken.setdefault(path, manifest) != manifest:
-            raise InputError(f"two different circuits would be written to {str(path)!r}; extract them one by one")
-    for path, manifest in taken.items():
-        check_writable(path)
-        if not force:
-            check_free(path, manifest)
 
 
 def _print_circuits(

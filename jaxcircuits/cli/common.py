@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import jax
 
-from jaxcircuits import criteria
 from jaxcircuits.ablation import ABLATIONS
+from jaxcircuits.circuit import check_free
+from jaxcircuits.criteria import ABSOLUTE as ABSOLUTES
+from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
+from jaxcircuits.data import Images, read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import OBJECTIVES
-from jaxcircuits.scoring import PRECISIONS
+from jaxcircuits.files import check_writable
+from jaxcircuits.loading import load
+from jaxcircuits.model import Model
+from jaxcircuits.options import PRECISIONS
 from weights_conversion import ConversionError
 
 
@@ -84,10 +92,11 @@ def _settled() -> Iterator[None]:
 
 
 def _unraisable(told: Any) -> None:
-    """What Python says of errors that nobody can catch: nothing of the arrays that orbax was still reading when another
-    one turned out to be broken."""
-    if not (isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(told.exc_value)):
-        sys.__unraisablehook__(told)
+    """What becomes of errors that nobody can catch."""
+    if isinstance(told.exc_value, KeyboardInterrupt):  # it came within a destructor: once more, a little later
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    elif not (isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(told.exc_value)):
+        sys.__unraisablehook__(told)  # the rest is of arrays that orbax was reading when another was found broken
 
 
 def not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -140,9 +149,17 @@ SEED = click.option(
 )
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+CRITERION = click.option(
+    "--criterion", type=click.Choice(CRITERIA), default="snip", show_default=True, help="How kernels are scored."
+)
+GRANULARITY = click.option(
+    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
+    help="What is scored, kept and counted: kernels, or whole filters, which take less memory.",
+)  # fmt: skip
+KERNELS = click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
 ABSOLUTE = click.option(
     "--absolute",
-    type=click.Choice(criteria.ABSOLUTE),
+    type=click.Choice(ABSOLUTES),
     default="per_image",
     show_default=True,
     help="Where absolute values are taken: of each image's gradient, of their sum, or nowhere.",
@@ -159,11 +176,48 @@ STEPS = click.option(
     help="Rounds of force; steps of learned while a circuit shrinks to 1/e, and until it settles.  "
     f"[default: {', '.join(f'{steps} for {name}' for name, steps in DEFAULT_STEPS.items())}]",
 )  # fmt: skip
-PRECISION = click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
+PRECISION = click.option(
+    "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True,
+    help="Of products, on hardware that has others.",
+)  # fmt: skip
 CHUNK = click.option(
     "--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]"
 )
 BATCH = click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
+
+
+def keep_option(default: str) -> Callable:
+    help = f"Fractions of the relevant kernels to keep, comma-separated.  [default: {default}]"
+    return click.option("--keep", help=help)
+
+
+def network_given(model: str, weights: str | None, transform_input: bool | None, seed: int = 0) -> Model:
+    """The network that was asked for, with weights from the default source if none was."""
+    return load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+
+
+def images_given(
+    source: str | None, model: Model, resize: str | None, strict: bool, limit: int | None = None
+) -> Images:
+    """The images that were asked for, by default the photographs that come along."""
+    return read_images(source or "photos", model, resize=resize or "crop", strict=strict, limit=limit)
+
+
+def heading(model: str, weights: str | None, number: int, images: str | None) -> str:
+    """What a command says first: with which network and images it works."""
+    return f"{model} with weights {told(weights, 'lpips')}, {number} images: {told(images, 'photos')}"
+
+
+def free_places(paths: Sequence[Path], manifests: Sequence[Mapping[str, Any]], *, force: bool, otherwise: str) -> None:
+    """An InputError if two circuits have one place, or if one has what must not be overwritten or cannot be written."""
+    taken: dict[Path, Mapping[str, Any]] = {}
+    for path, manifest in zip(paths, manifests, strict=True):
+        if taken.setdefault(path, manifest) != manifest:
+            raise InputError(f"two different circuits would be written to {str(path)!r}; {otherwise}")
+    for path, manifest in taken.items():
+        check_writable(path)
+        if not force:
+            check_free(path, manifest)
 
 
 def numbers(name: str, text: str, kind: type) -> list:

@@ -15,10 +15,9 @@ from jaxcircuits.compare import compare as compare_criteria
 from jaxcircuits.compare import question
 from jaxcircuits.comparison import Comparison, free_paths
 from jaxcircuits.criteria import CRITERIA
-from jaxcircuits.data import read_images
 from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.granularity import GRANULARITIES
-from jaxcircuits.loading import load
+from jaxcircuits.options import Options
 from jaxcircuits.spelling import parse
 
 OTHER_HALF = {"photos:a": "photos:b", "photos:b": "photos:a"}
@@ -37,8 +36,11 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 @options(RESIZE, STRICT)
 @click.option("--criteria", help=f"Comma-separated.  [default: {','.join(CRITERIA)}]")
 @options(common.ABSOLUTE, common.OBJECTIVE)
-@click.option("--keep", help=f"Fractions of the relevant kernels to keep, comma-separated.  [default: {LEVELS}]")
-@click.option("--granularity", type=click.Choice(GRANULARITIES), default="kernel", show_default=True)
+@options(common.keep_option(LEVELS))
+@click.option(
+    "--granularity", type=click.Choice(GRANULARITIES), default="kernel", show_default=True,
+    help="What is scored, kept and counted.",
+)  # fmt: skip
 @options(common.ABLATION, common.STEPS, common.PRECISION, common.CHUNK, common.BATCH, OUT, OVERWRITE, SEED, JSON, QUIET)
 def compare(
     model: str, features: tuple[str, ...], weights, transform_input, images, test_images, resize, strict, criteria,
@@ -52,25 +54,15 @@ def compare(
     """
     screen = Screen(quiet, as_json)
     scoring, judging = _sets(images, test_images)
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     parsed = [parse(text, network.layers, objective=objective) for text in features]
-    pictures, tests = (
-        read_images(source, network, resize=resize or "crop", strict=strict) for source in (scoring, judging)
-    )
-    asked: Any = {
-        "test_images": tests,
-        "criteria": CRITERIA if criteria is None else criteria.split(","),
-        "keeps": KEEPS if keep is None else numbers("keep", keep, float),
-        "absolute": absolute,
-        "granularity": granularity,
-        "ablation": ablation,
-        "steps": steps,
-        "seed": seed,
-        "precision": precision,
-        "chunk": chunk,
-        "batch": batch,
-    }
-    _, manifest = question(network, pictures, parsed, **asked)
+    pictures, tests = (common.images_given(source, network, resize, strict) for source in (scoring, judging))
+    keeps = tuple(dict.fromkeys(KEEPS if keep is None else numbers("keep", keep, float)))
+    asked: Any = {"test_images": tests, "keeps": keeps, "ablation": ablation}
+    how: Any = {"absolute": absolute, "granularity": granularity, "steps": steps, "seed": seed}
+    how |= {"precision": precision, "chunk": chunk, "batch": batch}
+    names = list(dict.fromkeys(CRITERIA if criteria is None else criteria.split(",")))
+    _, manifest = question(network, pictures, parsed, [Options(name, **how) for name in names], **asked)
     first, more = manifest["features"][0], len(manifest["features"]) - 1
     stem = out / model / "compare" / (feature_stem({"feature": first}) + (f"_and_{more}_more" if more else ""))
     free_paths(stem, manifest, force=force)  # not after hours
@@ -81,7 +73,7 @@ def compare(
     )
     total = len(manifest["features"]) * len(manifest["criteria"])
     with screen.progress("comparing", total, of="features", each=len(manifest["criteria"])) as progress:
-        found = compare_criteria(network, pictures, parsed, progress=progress, **asked)
+        found = compare_criteria(network, pictures, parsed, criteria=names, progress=progress, **asked, **how)
     paths = found.save(stem, force=force)
     _print(screen, found)
     screen.say("\n" + "\n".join(map(str, paths)))

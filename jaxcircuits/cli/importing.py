@@ -6,14 +6,10 @@ from pathlib import Path
 
 import click
 
-from jaxcircuits.circuit import check_free
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, Command, numbers, options, told
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, STRICT, Command, numbers, options
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import check_writable
-from jaxcircuits.loading import load
 from jaxcircuits.pytorch.importing import are_masks, circuits_of_scores, read_kernels, read_masks, read_scores
 from jaxcircuits.spelling import parse
 
@@ -41,14 +37,14 @@ def import_(
     take --keep or --kernels. No code in FILE is run.
     """
     screen = Screen(quiet, as_json)
-    network = load(model, weights="lpips" if weights is None else weights, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input)
     wanted = parse(feature, network.layers, objective=objective)
     arrays = read_kernels(file, network)
     masks = are_masks(arrays)
     if masks != (keep is None and kernels is None):
         what = "a mask, which keeps what it keeps" if masks else "scores: give --keep or --kernels"
         raise InputError(f"{file!r} holds {what}")
-    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+    pictures = common.images_given(images, network, resize, strict)
     if masks:
         found = [read_masks(arrays, network, wanted, criterion=criterion, images=pictures)]
     else:
@@ -57,13 +53,10 @@ def import_(
         scores = read_scores(arrays, network, wanted, criterion=criterion)
         found = circuits_of_scores(network, wanted, scores, amounts, images=pictures)
     paths = [out / model / f"{circuit.stem}.safetensors" for circuit in found]
-    for path, circuit in zip(paths, found, strict=True):
-        check_writable(path)
-        if not force:
-            check_free(path, circuit.manifest)
+    common.free_places(paths, [c.manifest for c in found], force=force, otherwise="import them one by one")
     for path, circuit in zip(paths, found, strict=True):
         circuit.save(path, force=force)
-    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
+    screen.say(common.heading(model, weights, len(pictures), images) + "\n")
     columns = ("relevant", "kept", "effective", "correlation")
     rows = [[str(path), *(circuit.manifest[c] for c in columns)] for path, circuit in zip(paths, found, strict=True)]
     screen.table(("circuit", *columns[:-1], "r"), rows)

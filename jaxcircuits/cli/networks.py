@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OVERWRITE, QUIET, SEED, TRANSFORM, WEIGHTS, Command, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, folder
-from jaxcircuits.loading import checkpoint_manifest, describe_architecture, load
+from jaxcircuits.loading import checkpoint_manifest, describe_architecture
 from jaxcircuits.models import ARCHITECTURES, ELSEWHERE
 from jaxcircuits.receptive import fields
 from weights_conversion import is_checkpoint, save_checkpoint, write_state
@@ -39,7 +40,7 @@ def convert(model: str, weights, transform_input, seed, out: Path | None, force,
         if out.is_dir() if as_file else not is_checkpoint(out):
             raise InputError(f"{str(out)!r} is no {'file' if as_file else 'checkpoint'}, so it is not overwritten")
     check_writable(out if as_file else out.parent / f".{out.name}")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     with folder(out.parent):
         if as_file:
             write_state(out, network.state_dict())

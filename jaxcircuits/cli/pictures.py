@@ -12,10 +12,8 @@ from jaxcircuits.circuit import Circuit, feature_stem, finite
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Command, options, told
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, write_all
-from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.pictures import png, sheet, top_patches, visualise
 from jaxcircuits.pictures.patches import COUNT
@@ -52,7 +50,7 @@ def pictures(
     screen = Screen(quiet, as_json)
     if not steps and not count:
         raise InputError("--steps 0 and --count 0 leave nothing to draw")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     parsed = [parse(text, network.layers) for text in features]
     within = _circuit(circuit, model) if circuit else {}
     folder, ending = out / model / "pictures", f".in.{circuit.stem}" if circuit else ""
@@ -71,7 +69,7 @@ def pictures(
             if not unmoved:
                 files[f"{stem}.png"] = png(_enlarged(picture[None]))
     if count:
-        source = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+        source = common.images_given(images, network, resize, strict)
         with screen.progress("looking", len(stems) * len(source), of="images", each=len(stems)) as progress:
             found = [top_patches(network, source, some, count=count, **within, progress=progress) for some in parsed]
         best = [(p.pictures[f], p.values[f], p.names[f]) for p in found for f in range(len(p.labels))]

@@ -9,15 +9,13 @@ from typing import Any
 import click
 import numpy as np
 
-from jaxcircuits.circuit import Circuit, check_free, feature_stem, finite
+from jaxcircuits.circuit import Circuit, feature_stem, finite
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options, told
+from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.criteria import OVER_IMAGES
-from jaxcircuits.data import read_images
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable, write_whole
-from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.packages import installed
 from jaxcircuits.spelling import NUMBER, parse
@@ -50,14 +48,14 @@ from jaxcircuits.subfeatures.trajectories import FEWEST, NEIGHBOURS
     "--groups", default="by-folder", show_default=True,
     help="by-folder (of crops of the photos, the photograph), cluster:K (by what their circuits use) or each.",
 )  # fmt: skip
-@click.option("--criterion", type=click.Choice(list(OVER_IMAGES)), default="snip", show_default=True)
+@click.option(
+    "--criterion", type=click.Choice(list(OVER_IMAGES)), default="snip", show_default=True,
+    help="How kernels are scored.",
+)  # fmt: skip
 @options(common.OBJECTIVE)
 @click.option("--keep", type=float, help="Fraction of the relevant kernels to keep.  [default: 0.05]")
 @click.option("--kernels", type=int, help="Number of kernels to keep, instead of --keep.")
-@click.option(
-    "--granularity", type=click.Choice(["kernel", "filter"]), default="kernel", show_default=True,
-    help="What is scored and kept: kernels, or whole filters, which take less memory.",
-)  # fmt: skip
+@options(common.GRANULARITY)
 @click.option(
     "--nulls", type=click.IntRange(min=0), default=NULLS, show_default=True, help="Random groups of the same sizes."
 )
@@ -86,12 +84,12 @@ def subcircuits(
     if mapped:
         need_umap()
         installed("jinja2", "a page")
-    network = load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)
+    network = common.network_given(model, weights, transform_input, seed)
     features = parse(feature, network.layers, objective=objective)
     if len(features) != 1:
         raise InputError(f"{feature!r} are {len(features)} features; expected one")
     features = at_peak(features)
-    pictures = read_images(images or "photos", network, resize=resize or "crop", strict=strict)
+    pictures = common.images_given(images, network, resize, strict)
     if number is not None and number > len(pictures):
         raise InputError(f"--groups is {groups!r}, but there are only {len(pictures)} images")
     page = out / model / f"{feature_stem({'feature': identity(features)})}.map.html"
@@ -105,7 +103,9 @@ def subcircuits(
     parts = separate(scores, members, keep=keep, kernels=kernels, nulls=nulls, seed=seed)
     judged = judge(network, pictures, parts)
     made, kept = circuits(network, pictures, parts, judged), responses(parts, judged)
-    paths = _free_paths(made, out / model, force)
+    paths = [out / model / f"{circuit.stem}.safetensors" for circuit in made]
+    manifests = [{**circuit.manifest, "layers": list(circuit.masks)} for circuit in made]
+    common.free_places(paths, manifests, force=force, otherwise="give the folders other names")
     html = None
     if mapped and len(pictures) >= FEWEST:
         found = trajectories(scores, neighbours=neighbours, seed=seed)
@@ -115,7 +115,7 @@ def subcircuits(
     if html:
         write_whole(page, html.encode())
 
-    screen.say(f"{model} with weights {told(weights, 'lpips')}, {len(pictures)} images: {told(images, 'photos')}\n")
+    screen.say(common.heading(model, weights, len(pictures), images) + "\n")
     rows = _rows(parts, made, kept)
     screen.table(("group", "images", "kept", "effective", "r", "r in group", "response", "others'"), rows)
     _say_overlap(screen, parts, apart)
@@ -145,18 +145,6 @@ def _grouped(
     found = clusters(points, number, seed=seed)
     digits = len(str(number))
     return np.array([f"cluster-{c + 1:0{digits}}" for c in found]), finite(silhouette(points, found))
-
-
-def _free_paths(made: list[Circuit], folder: Path, force: bool) -> list[Path]:
-    """Where the circuits go; an InputError if two have one place, or if one has what must not be overwritten."""
-    paths = [folder / f"{circuit.stem}.safetensors" for circuit in made]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        raise InputError(f"two groups' circuits would be written to {str(twice[0])!r}; give the folders other names")
-    for path, circuit in zip(paths, made, strict=True):
-        check_writable(path)
-        if not force:
-            check_free(path, {**circuit.manifest, "layers": list(circuit.masks)})
-    return paths
 
 
 def _rows(parts: Parts, made: list[Circuit], kept: np.ndarray) -> list[list[Any]]:

@@ -1,20 +1,21 @@
 """Threads that work ahead of whoever takes the results, a bounded number, in order."""
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import Event
 from typing import TypeVar
 
+from jaxcircuits.threads import pool, processors
+
 S = TypeVar("S")
 T = TypeVar("T")
 
 # Each holds a whole picture, a hundred times the size of what becomes of it.
-THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+THREADS = min(8, processors())
 
 
 @contextlib.contextmanager
@@ -49,9 +50,9 @@ def ahead(
 
     def submitted(number: int) -> Future:
         try:
-            return pool.submit(finished, open(number))
+            return working.submit(finished, open(number))
         except Exception as error:  # is raised when its turn comes
-            return pool.submit(_raise, error)
+            return working.submit(_raise, error)
 
     def results() -> Iterator[tuple[int, Callable[[], T]]]:
         waiting: deque[tuple[int, Future]] = deque()
@@ -67,7 +68,7 @@ def ahead(
         yield ((number, partial(here, number)) for number in numbers)
         return
     stopped = Event()
-    with ThreadPoolExecutor(threads, "jaxcircuits-ahead") as pool:
+    with pool(threads, "ahead") as working:
         try:
             yield results()
         finally:

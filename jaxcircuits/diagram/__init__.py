@@ -65,7 +65,11 @@ class Diagram:
         return contents(self.graph, self.columns, self.order, self.circuit, self.pictures, self.said)
 
     def to(self, kind: str) -> bytes:
-        """The diagram as "html", "svg", "png", "pdf", "graphml" or "json"."""
+        """The diagram as "html", "svg", "png", "pdf", "graphml" or "json".
+
+        Raises:
+            InputError: another format, or one whose packages are not installed.
+        """
         check_format(kind)
         if kind == "html":
             return page(self.contents, self.circuit).encode()

@@ -16,15 +16,14 @@ from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
-from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.model import Model
+from jaxcircuits.options import PRECISIONS, Options
 from jaxcircuits.passes import Plan, arranged, program
 from jaxcircuits.paths import relevant
 from jaxcircuits.peaks import peaks
 from jaxcircuits.scores import Record, Scores
-from jaxcircuits.scoring import PRECISIONS, check_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +128,10 @@ class Stream:
             raise InputError("absolute='whole_set' sums over images first; expected per_image or none")
         if granularity == "weight":
             raise InputError("scores image by image are of kernels or filters, not of weights")
-        check_options(criterion, absolute, precision, None, None, granularity=granularity)
+        options = Options(criterion, absolute, layers, granularity, precision=precision)
         network = model.network(image_shape(images))
         self.model, self.images, self.features = model, images, features.resolve(network.layers)
-        self.layers = scored_layers(network, features.layer, None if layers is None else tuple(layers))
+        self.layers = options.scored(network, features.layer)
         model.check_weights((*self.layers, features.layer))
         rule = find_criterion(criterion, absolute, granularity)
         looked = self.features.objective, self.features.place

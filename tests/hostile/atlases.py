@@ -50,6 +50,17 @@ def seed_atlas() -> tuple[Plan, dict[Any, Chunk]]:
     return plan, chunks
 
 
+def altered(root: Path, **changes) -> Path:
+    """An atlas whose manifest says something else, with checksums that are right."""
+    plan, chunks = seed_atlas()
+    told = Plan(plan.manifest | changes, plan.groups)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / store.MANIFEST).write_text(json.dumps(told.manifest))
+    for which, chunk in chunks.items():
+        store.write_chunk(told, root, which, chunk)
+    return root
+
+
 @cache
 def seed_table(group: int) -> bytes:
     plan, chunks = seed_atlas()
