@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from jax import Array, lax
 from jaxcircuits import masked, sparse
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
+from jaxcircuits.threads import pool
 
 TAPS, PROBES, PINNED, SUPPORTS, TERMS, GIVEN, MARKED = (
     f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms", "given", "marked")
@@ -298,7 +298,7 @@ def traced(network: Network, variables: Variables, image_shape: tuple[int, ...])
         with nn.intercept_methods(mark):
             return jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
 
-    with ThreadPoolExecutor(1) as thread:  # where no other interceptor sees it, for it may be asked for within a run
+    with pool(1, "trace") as thread:  # where no other interceptor sees it, for it may be asked for within a run
         jaxpr = thread.submit(trace).result()
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     return Traced(jaxpr, [tuple(part.key for part in path) for path, _ in leaves], norms)
