@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from typing import NamedTuple
 
 # Most of the time goes into compiling. Without LLVM's optimizations it is a third less, and with the older emitters a
@@ -23,6 +24,9 @@ from jax.experimental.compilation_cache import compilation_cache
 import jaxcircuits as jc
 from tests.twins import Small, TorchSmall, random_variables
 from weights_conversion import to_torch
+
+# A shell that starts the tests in the background has them ignore interrupts, and so would the processes they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("jaxcircuits", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("jaxcircuits")

@@ -222,8 +222,8 @@ def test_what_there_is_not(small):
 
 
 def test_the_command_passes_it_on(monkeypatch):
-    def plan(*_, granularity, **options):
-        raise jc.InputError(f"planned by {granularity}")
+    def plan(model, images, features, options, **amounts):
+        raise jc.InputError(f"planned by {options.granularity}")
 
     monkeypatch.setattr("jaxcircuits.cli.circuits.plan", plan)
     result = CliRunner().invoke(main, ["extract", "alexnet", "features.3:1", "--granularity", "filter"])
