@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from jax import Array
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
-from jaxcircuits.layers import Layer, Variables
+from jaxcircuits.layers import Layer, Variables, before
 from jaxcircuits.ops import feature_input_gradients, feature_maps
 from jaxcircuits.taps import Network
 
@@ -110,8 +109,7 @@ def supports(
 
     What is zero for one random cotangent of the target's input is zero for every feature.
     """
-    before = itertools.takewhile(lambda name: name != target, network.layers)
-    layers = {name: network.layers[name] for name in before}
+    layers = before(network.layers, target)
     names = names or tuple(n for n, layer in layers.items() if layer.ungrouped and not layer.trouble)
     probes = network.probes(names, len(images))
     x, pullback = jax.vjp(lambda probes: network.run(variables, images, probes)[target], probes)

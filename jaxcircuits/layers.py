@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,17 @@ class Layer:
         """The layer's bias (O,), zeros if it has none."""
         parameters = _at(variables["params"], self.path)
         return jnp.asarray(parameters["bias"]) if "bias" in parameters else jnp.zeros(self.outputs)
+
+
+def before(layers: Mapping[str, Layer], target: str) -> dict[str, Layer]:
+    """Those that run before the target, in call order."""
+    return dict(itertools.takewhile(lambda item: item[0] != target, layers.items()))
+
+
+def strip_rows(height: int, width: int, most: int) -> int:
+    """Rows of positions taken together: they divide the height, and hold at most so many positions if they can."""
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n * width <= most or n == 1))
+    return rows if rows * width >= most // 4 else height  # which may have no good divisor
 
 
 def _as_maps(shape: tuple[int, ...]) -> tuple[int, int, int]:

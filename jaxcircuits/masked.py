@@ -9,7 +9,6 @@ rounded up to one of a few lengths, all of which are in the program, so that one
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxcircuits import winograd
-from jaxcircuits.layers import Arrays, Layer, Masks, Variables
+from jaxcircuits.layers import Arrays, Layer, Masks, Variables, before
 from jaxcircuits.ops import convolve, pick
 
 # Output channels of one convolution, and lengths to which its input channels are rounded up.
@@ -58,8 +57,8 @@ class Terms(NamedTuple):
 
 def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
     """The layers with masks (F, I, O), in call order, for which `convolution` is the faster way: none but on a CPU."""
-    before = itertools.takewhile(lambda name: name != target, layers)
-    found = [layers[name] for name in before if name in masks and masks[name].dtype == bool and masks[name].ndim == 3]
+    masked = ((la, masks[n]) for n, la in before(layers, target).items() if n in masks)
+    found = [la for la, mask in masked if mask.dtype == bool and mask.ndim == 3]
     if jax.default_backend() != "cpu":
         return ()
     return tuple(la.name for la in found if la.ungrouped and la.outputs >= 2 * GROUP)

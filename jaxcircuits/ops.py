@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-from jaxcircuits.layers import Layer
+from jaxcircuits.layers import Layer, strip_rows
 
 
 def features_last(features: int) -> bool:
@@ -108,9 +108,7 @@ def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
     """Patches of a few rows of positions after the other: all of them are many times as large as the input, and XLA's
     products over so many positions are slow on a CPU."""
     height, width = layer.positions
-    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n * width <= STRIP or n == 1))
-    if rows * width < STRIP // 4:  # the height has no good divisor
-        rows = height
+    rows = strip_rows(height, width, STRIP)
     reach = (rows - 1) * layer.strides[0] + (layer.window[0] - 1) * layer.dilation[0] + 1
     strips = height // rows
     g = g.reshape(len(x) * strips, rows * width, layer.outputs)

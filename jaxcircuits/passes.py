@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
 from jaxcircuits.gradients import gradients, supports
 from jaxcircuits.granularity import fitted
-from jaxcircuits.layers import Masks, Variables
+from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
 from jaxcircuits.ops import features_last
 from jaxcircuits.paths import relevant
@@ -140,8 +139,8 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero and
     layers are small.
     """
-    before = itertools.takewhile(lambda name: name != plan.target, plan.network.layers)
-    largest = max((math.prod(plan.network.layers[name].output_shape) for name in before), default=0)
+    shapes = [layer.output_shape for layer in before(plan.network.layers, plan.target).values()]
+    largest = max(map(math.prod, shapes), default=0)
     if plan.layers == (plan.target,) or not features_last(features) or largest > GATHERED:
         return ()
     block, _ = next(iter(batches(images, 1)))

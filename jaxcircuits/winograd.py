@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxcircuits.layers import Layer, Pair
+from jaxcircuits.layers import Layer, Pair, strip_rows
 
 # Channels (input times output ones, and the fewer of them) below which the sums beside the products cost too much.
 CHANNELS, THIN = 128 * 128, 64
@@ -72,8 +72,7 @@ def _strip_size(images: int, tiles: Pair) -> Pair:
     """How many images, and rows of tiles of each: several whole images, or a part of one."""
     if math.prod(tiles) <= STRIP:
         return max(n for n in range(1, images + 1) if images % n == 0 and n * math.prod(tiles) <= STRIP), tiles[0]
-    rows = max(n for n in range(1, tiles[0] + 1) if tiles[0] % n == 0 and (n * tiles[1] <= STRIP or n == 1))
-    return 1, rows if rows * tiles[1] >= STRIP // 4 else tiles[0]  # the height may have no good divisor
+    return 1, strip_rows(*tiles, STRIP)
 
 
 def _padded(layer: Layer, x: Array, tiles: Pair) -> Array:
