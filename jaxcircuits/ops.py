@@ -67,6 +67,27 @@ def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
     )
 
 
+def convolve_back(layer: Layer, g: Array, kernel: Array) -> Array:
+    """The input gradient of `convolve` in one group: g (N, H', W', O), kernel (h, w, I, O) -> (N, H, W, I).
+
+    JAX's own transpose leaves the kernel as it is, for which XLA on a CPU has no fast convolution in a branch.
+    """
+    padding = []
+    for a in (0, 1):
+        reach = (layer.window[a] - 1) * layer.dilation[a]
+        low, spread = reach - layer.padding[a][0], (layer.positions[a] - 1) * layer.strides[a] + 1
+        padding.append((low, layer.input_maps[a] + reach - low - spread))
+    return lax.conv_general_dilated(
+        g,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        padding,
+        lhs_dilation=layer.strides,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 def pick(x: Array, channels: Array) -> Array:
     """The channels (C',) of x (..., C), all of which it has: (..., C').
 
