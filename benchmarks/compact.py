@@ -21,7 +21,7 @@ import torch
 import jaxcircuits as jc
 from benchmarks.measure import machine
 from benchmarks.visualisation import torchvision
-from jaxcircuits.taps import with_masks
+from jaxcircuits.variables import with_masks
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

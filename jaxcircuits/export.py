@@ -14,7 +14,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
 from jaxcircuits.files import check_writable, folder
 from jaxcircuits.model import Model
-from jaxcircuits.taps import with_masks
+from jaxcircuits.variables import with_masks
 from weights_conversion import ConversionError, StateDict, to_torch, write_state
 
 ENDINGS = (".masks.pt", ".masks.safetensors", ".weights.pth")

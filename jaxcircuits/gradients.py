@@ -66,6 +66,7 @@ def gradients(
     cotangents: Callable[[Array], Array],
     *,
     pinned: bool = False,
+    circuit: bool = False,
     sparse: tuple[str, ...] = (),
 ) -> Gradients:
     """Differentiate F features with respect to the outputs of the layers before them.
@@ -76,7 +77,7 @@ def gradients(
         layers: those wanted, the target possibly among them.
         images: (N, H, W, 3).
         cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
-        pinned: as in `Network.run`.
+        pinned, circuit: as in `Network.run`, the latter for one feature.
         sparse: the layers whose input gradients are computed where they are not zero for every feature; the same to
             rounding.
     """
@@ -86,7 +87,7 @@ def gradients(
     on = supports(network, variables, target, images, sparse) if sparse and inner else {}
 
     def forward(probes: dict[str, Array]):
-        inputs = network.run(variables, images, probes, supports=on, pinned=pinned)
+        inputs = network.run(variables, images, probes, supports=on, pinned=pinned, circuit=circuit)
         return inputs[target], {name: inputs[name] for name in (*inner, target)}
 
     x, pullback, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
@@ -95,7 +96,9 @@ def gradients(
     c = cotangents(maps)
     outputs = {}
     if inner:
-        (outputs,) = jax.vmap(pullback)(feature_input_gradients(layer, c, kernels))
+        g = feature_input_gradients(layer, c, kernels)
+        # not over an axis of one, where a choice between products would run them all
+        outputs = jax.vmap(pullback)(g)[0] if len(g) > 1 else jax.tree.map(lambda own: own[None], pullback(g[0])[0])
     features, count = maps.shape[:2]
     flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
     return Gradients(inputs, maps, c.reshape(features, count, -1), flat, on)

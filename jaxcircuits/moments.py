@@ -25,7 +25,8 @@ from jaxcircuits.masks import check_masks
 from jaxcircuits.measures import Moments
 from jaxcircuits.model import Model
 from jaxcircuits.streams import side_by_side
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import with_masks
 
 # Features whose full maps are computed together.
 CHUNK = 64

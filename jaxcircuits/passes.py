@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcircuits import live
 from jaxcircuits.chunks import Sizes, device_memory
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
         precision: of matrix products, as `jax.default_matmul_precision` calls it.
         granularity: of the scores.
         sparse: the layers computed on the support that all features share; the same to rounding.
+        circuit: one feature at a time is scored in its circuit, without the channels that are zero; the same to
+            rounding.
     """
 
     network: Network
@@ -58,6 +61,7 @@ class Plan(NamedTuple):
     precision: str
     granularity: str = "kernel"
     sparse: tuple[str, ...] = ()
+    circuit: bool = False
 
     def statistic(self, name: str) -> Statistic:
         """How this layer's sum is made."""
@@ -204,7 +208,7 @@ def add_block(
         return cotangents(plan.objective, maps, where) * counts
 
     arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
-    found = gradients(*arguments, sparse=plan.sparse)
+    found = gradients(*arguments, sparse=plan.sparse, circuit=plan.circuit)
     sums = {}
     for name in plan.layers:
         layer, x = plan.network.layers[name], found.inputs[name]
@@ -216,7 +220,11 @@ def add_block(
             seen = (found.outputs[name], found.supports[name])
         else:
             seen = (found.outputs[name],)
-        sums[name] = plan.statistic(name).add(total[name], layer, x, *seen, weights[name])
+        add, w = plan.statistic(name).add, weights[name]
+        if plan.circuit and name != plan.target and layer.ungrouped:
+            sums[name] = live.add(add, total[name], layer, x, found.outputs[name], w)
+        else:
+            sums[name] = add(total[name], layer, x, *seen, w)
     return sums
 
 

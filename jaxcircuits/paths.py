@@ -21,7 +21,8 @@ from jaxcircuits.granularity import masks_at
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
 from jaxcircuits.ops import split_patches
-from jaxcircuits.taps import Network, ones
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import ones
 
 
 def relevant_kernels(

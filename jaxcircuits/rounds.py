@@ -18,7 +18,8 @@ from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.masks import top
 from jaxcircuits.passes import Plan, Sums, program
 from jaxcircuits.streams import side_by_side
-from jaxcircuits.taps import Network, kernels, masked_kernels, with_kernels
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import kernels, masked_kernels, with_kernels
 
 
 def rounds(

@@ -194,7 +194,9 @@ def score_levels(
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
-    plan, places = looked_at(plan._replace(sparse=()), model.variables, images, number, features, size.images)
+    plan, places = looked_at(
+        plan._replace(sparse=(), circuit=True), model.variables, images, number, features, size.images
+    )
     weights = arranged(plan, model.variables)
     found = []
     for level, record in zip(levels, records, strict=True):

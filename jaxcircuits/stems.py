@@ -19,7 +19,8 @@ from jax import Array
 
 from jaxcircuits.layers import Arrays, Variables
 from jaxcircuits.receptive import depends
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import with_masks
 
 # First layers of at most so many input channels.
 FEW = 4

@@ -7,8 +7,7 @@ Both go through the module's own `sow` and `perturb`, so that they work under `n
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,13 +17,13 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import Array, lax
 
-from jaxcircuits import masked, sparse
+from jaxcircuits import live, masked, sparse
 from jaxcircuits.errors import InputError
-from jaxcircuits.layers import Arrays, Call, Layer, Variables, layer_of
+from jaxcircuits.layers import Call, Layer, Variables, layer_of
 from jaxcircuits.threads import pool
 
-TAPS, PROBES, PINNED, SUPPORTS, TERMS, GIVEN, MARKED = (
-    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "supports", "terms", "given", "marked")
+TAPS, PROBES, PINNED, LIVE, SUPPORTS, TERMS, GIVEN, MARKED = (
+    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "live", "supports", "terms", "given", "marked")
 )
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -48,6 +47,7 @@ class Network:
         terms: Mapping[str, masked.Terms] | None = None,
         inputs: Mapping[str, Array] | None = None,
         pinned: bool = False,
+        circuit: bool = False,
     ) -> dict[str, Array]:
         """One forward pass.
 
@@ -62,6 +62,8 @@ class Network:
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
                 underflows, and a gradient is non-zero exactly where a path leads.
+            circuit: many kernels are zero, and ungrouped convolutions leave out the channels that are; the same to
+                rounding.
 
         Returns:
             {layer: its input, (N, H, W, C)}. Under `jit`, whatever the caller does not use is never computed.
@@ -78,11 +80,15 @@ class Network:
             for name, x in (inputs or {}).items()
         }
         variables = {**variables, **traverse_util.unflatten_dict(given)}
-        # nn.jit caches its traces by the mutable collections, not by interceptors: a pinned run needs one of its own
-        collections = [TAPS, PINNED] if pinned else [TAPS]
-        inner = _pin if pinned else functools.partial(_by_parts, self.layers)
+        # nn.jit caches its traces by the mutable collections, not by interceptors: each needs one of its own
+        if pinned:
+            own, inner = [PINNED], _pin
+        elif circuit:
+            own, inner = [LIVE], functools.partial(_live, self.layers)
+        else:
+            own, inner = [], functools.partial(_by_parts, self.layers)
         with nn.intercept_methods(_tap), nn.intercept_methods(inner):
-            _, state = self.module.apply(variables, images, mutable=collections, **dict(self.options))
+            _, state = self.module.apply(variables, images, mutable=[TAPS, *own], **dict(self.options))
         taps: dict = traverse_util.flatten_dict(state[TAPS])
         return {
             name: taps[*layer.path, "input"].reshape(len(images), *layer.input_maps)
@@ -129,66 +135,20 @@ def _by_parts(layers: Mapping[str, Layer], call, args, kwargs, context):
     return sparse.convolution(layer, x, kernel, module.get_variable(SUPPORTS, "on")) + bias
 
 
+def _live(layers: Mapping[str, Layer], call, args, kwargs, context):
+    layer = layers.get(".".join(context.module.path)) if _layer_call(context) else None
+    if layer is None or not layer.ungrouped or layer.trouble:
+        return call(*args, **kwargs)
+    parameters = context.module.variables["params"]
+    y = live.convolution(layer, _input(args, kwargs), parameters["kernel"])
+    return y + parameters["bias"] if "bias" in parameters else y
+
+
 def _pin(call, args, kwargs, context):
     if context.method_name == "__call__" and isinstance(context.module, NORMALISATIONS):
         return args[0] if args else kwargs["x"]
     y = call(*args, **kwargs)
     return y + lax.stop_gradient((y > 0) - y) if _layer_call(context) else y
-
-
-def ones(network: Network, variables: Variables, masks: Arrays) -> Variables:
-    """Variables for a pinned run: kernels equal mask / (kept weights of that output), biases 0, all else positive.
-
-    Args:
-        network: whose layers they are.
-        variables: of the module; only the shapes are used.
-        masks: {layer: (I, O) bool}; layers that are not named keep all their kernels.
-    """
-    kernels = {}
-    for name, layer in network.layers.items():
-        if layer.trouble:
-            continue
-        mask = jnp.asarray(masks.get(name, jnp.ones((layer.inputs, layer.outputs))), jnp.float32)
-        share = mask / jnp.maximum(mask.sum(0), 1) / math.prod(layer.window)
-        kernels[*layer.path, "kernel"] = share
-
-    def positive(path, leaf):
-        if path in kernels:
-            return jnp.broadcast_to(kernels[path], leaf.shape)
-        if path[-1] == "bias":
-            return jnp.zeros_like(leaf)
-        return jnp.full_like(leaf, 1 / math.prod(leaf.shape[:-1])) if leaf.ndim > 1 else jnp.ones_like(leaf)
-
-    flat = traverse_util.flatten_dict(variables["params"])
-    params = traverse_util.unflatten_dict({path: positive(path, jnp.asarray(leaf)) for path, leaf in flat.items()})
-    return {**variables, "params": params}
-
-
-def with_masks(network: Network, variables: Variables, masks: Arrays) -> Variables:
-    """The variables with each named layer's weights multiplied by its mask: a circuit's network.
-
-    Masks are {layer: (I, O)}, of weights (K, I, O), of filters (O,); a filter without weights still has its bias.
-    """
-    return with_kernels(network, variables, masked_kernels(kernels(network, variables, tuple(masks)), masks))
-
-
-def kernels(network: Network, variables: Variables, layers: Iterable[str]) -> Arrays:
-    """The layers' weights as Flax has them: (h, w, I, O), (I, O) of dense layers."""
-    params: dict = traverse_util.flatten_dict(variables["params"])
-    return {name: params[(*network.layers[name].path, "kernel")] for name in layers}
-
-
-def masked_kernels(weights: Arrays, masks: Arrays) -> Arrays:
-    """`kernels` times masks of any granularity, as in `with_masks`."""
-    return {name: weights[name] * (mask.reshape(weights[name].shape) if mask.ndim == 3 else mask)
-            for name, mask in masks.items()}  # fmt: skip
-
-
-def with_kernels(network: Network, variables: Variables, weights: Arrays) -> Variables:
-    """The variables with other `kernels`; nothing is copied."""
-    params: dict = traverse_util.flatten_dict(variables["params"])
-    params |= {(*network.layers[name].path, "kernel"): w for name, w in weights.items()}
-    return {**variables, "params": traverse_util.unflatten_dict(params)}
 
 
 def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, int, int], options: Mapping) -> Network:

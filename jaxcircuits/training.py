@@ -22,7 +22,8 @@ from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masks import count, top
 from jaxcircuits.passes import Plan
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import with_masks
 
 # Views of one step, and their side as a share of the image's: many small ones teach more than a few large ones.
 VIEWS, SIDE = 16, 0.585

@@ -18,7 +18,7 @@ from benchmarks.cases import FULL, QUICK, SCALING, Case, gigaflops
 from benchmarks.engines import Ours, Torch
 from benchmarks.torch_networks import Convolutions
 from jaxcircuits.faithfulness import KEEPS
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 from tests.twins import random_variables
 
 POOLS = {"features.0": (3, 2), "features.2": (2, 2)}

@@ -11,7 +11,7 @@ import jaxcircuits as jc
 from jaxcircuits.compact.plan import plan
 from jaxcircuits.gradients import activations
 from jaxcircuits.models import ARCHITECTURES, inception_v1
-from jaxcircuits.taps import with_masks
+from jaxcircuits.variables import with_masks
 from tests import twins
 from tests.test_families import Blocks
 from tests.test_models import random_oracle

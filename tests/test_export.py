@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import jaxcircuits as jc
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, torch_masks, torch_weights
 from jaxcircuits.gradients import activations
-from jaxcircuits.taps import with_masks
+from jaxcircuits.variables import with_masks
 from tests import twins
 from tests.torchvision_oracle import torchvision
 

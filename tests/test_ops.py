@@ -1,4 +1,4 @@
-"""Pieces of a convolution against JAX's own, and max pooling against PyTorch's."""
+"""Pieces of a convolution against JAX's own."""
 
 from types import SimpleNamespace
 
@@ -6,52 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import lax
 
 from jaxcircuits import ops
-from jaxcircuits.ops import feature_input_gradients, feature_maps, kernel_gradients, max_pool, patches, seen_by
+from jaxcircuits.ops import feature_input_gradients, feature_maps, kernel_gradients, patches, seen_by
 
 rng = np.random.default_rng(0)
-
-RANDOM = rng.standard_normal((2, 9, 7, 3)).astype(np.float32)
-IMAGES = {
-    "random": RANDOM,
-    "negative": -np.abs(RANDOM),  # padding must not win
-    "ties": RANDOM.round(),
-    "flat": np.ones_like(RANDOM),
-    "flat regions": np.maximum(RANDOM.repeat(3, 1)[:, :9], 0),
-}
-
-
-def torch_pool(x, cotangent, *options):
-    """PyTorch's pooling and its gradient, in Flax's order of axes."""
-    x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    y = torch.nn.functional.max_pool2d(x, *options[:3], ceil_mode=options[3])
-    cotangent = cotangent(y.permute(0, 2, 3, 1).shape)
-    (gradient,) = torch.autograd.grad(y, x, torch.tensor(cotangent.transpose(0, 3, 1, 2)))
-    return *(a.detach().permute(0, 2, 3, 1).numpy() for a in (y, gradient)), cotangent
-
-
-@pytest.mark.parametrize(
-    "options", [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, True), (2, 3, 1, True), (3, 1, 1, False), (5, 3, 2, True)]
-)
-def test_max_pool_and_its_gradient_are_pytorchs(options):
-    for x in IMAGES.values():
-        expected, gradient, cotangent = torch_pool(x, lambda s: rng.standard_normal(s, np.float32), *options)
-        y, pullback = jax.vjp(lambda x: max_pool(x, *options), x)
-        np.testing.assert_array_equal(y, expected)
-        np.testing.assert_array_equal(max_pool(x, *options), expected)  # without a gradient it runs other code
-        np.testing.assert_allclose(pullback(jnp.asarray(cotangent))[0], gradient, atol=1e-6)
-
-
-def test_max_pool_of_many_cotangents():
-    y, pullback = jax.vjp(lambda x: max_pool(x, 3, 2, 1, True), IMAGES["ties"])
-    cotangents = rng.standard_normal((4, *y.shape)).astype(np.float32)
-    together = jax.vmap(pullback)(cotangents)[0]
-    for one, cotangent in zip(together, cotangents, strict=True):
-        _, gradient, _ = torch_pool(IMAGES["ties"], lambda s, c=cotangent: c, 3, 2, 1, True)
-        np.testing.assert_allclose(one, gradient, atol=1e-6)
 
 
 def geometry(window, strides, padding, dilation, size):
@@ -83,7 +43,7 @@ def geometry(window, strides, padding, dilation, size):
     ],
 )
 def test_convolution_in_pieces(window, strides, padding, dilation, monkeypatch):
-    x = RANDOM
+    x = rng.standard_normal((2, 9, 7, 3)).astype(np.float32)
     layer = geometry(window, strides, padding, dilation, x.shape[1:])
     kernels = rng.standard_normal((4, window[0] * window[1], 3)).astype(np.float32)  # F = 4 features
 

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxcircuits as jc
 from jaxcircuits.masks import count
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 from tests.twins import random_variables
 
 SIZE = 8

@@ -11,7 +11,7 @@ import pytest
 import jaxcircuits as jc
 from jaxcircuits.loading import describe_architecture
 from jaxcircuits.models.common import adaptive_average_pool
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 from jaxcircuits.receptive import fields
 from tests.twins import random_variables
 

@@ -15,7 +15,6 @@ import jaxcircuits as jc
 from jaxcircuits import passes, sparse
 from jaxcircuits.chunks import evenly
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import max_pool
 from tests.test_criteria import assert_close
 from tests.twins import random_variables
 
@@ -90,20 +89,6 @@ def test_lists(rows):
     columns, counts = sparse.lists(jnp.asarray(on))
     for row, found, number in zip(on, np.asarray(columns), counts, strict=True):
         assert found[:number].tolist() == np.flatnonzero(row).tolist()
-
-
-POOLS = [(3, 2, 0, False), (2, 2, 0, False), (3, 1, 1, False), (3, 2, 1, True)]
-
-
-@pytest.mark.parametrize("window, stride, padding, ceil", POOLS)
-def test_max_pool_of_many_features(window, stride, padding, ceil):
-    """The gathered gradients of nine features are those of one feature after another, ties and all."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(np.maximum(rng.integers(-3, 3, (2, 9, 8, 3)), 0), jnp.float32)
-    y, pullback = jax.vjp(lambda x: max_pool(x, window, stride, padding, ceil), x)
-    g = jnp.asarray(rng.standard_normal((9, *y.shape)), jnp.float32)
-    (found,) = jax.jit(jax.vmap(pullback))(g)
-    np.testing.assert_allclose(found, np.stack([pullback(one)[0] for one in g]), atol=1e-6)
 
 
 @pytest.fixture

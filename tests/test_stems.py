@@ -7,8 +7,8 @@ import pytest
 
 import jaxcircuits as jc
 from jaxcircuits import masked, stems
-from jaxcircuits.ops import max_pool
-from jaxcircuits.taps import with_masks
+from jaxcircuits.pooling import max_pool
+from jaxcircuits.variables import with_masks
 from tests import twins
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import jaxcircuits as jc
 from jaxcircuits.gradients import scored_layers
-from jaxcircuits.taps import describe, ones
+from jaxcircuits.taps import describe
+from jaxcircuits.variables import ones
 from tests.twins import random_variables
 
 SIZE = (9, 8, 3)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import torch
 
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 
 class Block(nn.Module):

@@ -31,7 +31,8 @@ from jaxcircuits.layers import Layer, Masks, Variables
 from jaxcircuits.masks import check_masks
 from jaxcircuits.model import Model
 from jaxcircuits.ops import convolve
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import with_masks
 
 SAME = 1e-6  # of its largest value, by which what is the same everywhere may differ for rounding
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 from jax import Array
 
 from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 
 class AlexNet(nn.Module):

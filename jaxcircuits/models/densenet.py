@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import gradient_in_memory, max_pool
+from jaxcircuits.models.common import adaptive_average_pool, flatten, gradient_in_memory
+from jaxcircuits.pooling import max_pool
 
 
 def norm_relu(x: Array, train: bool, name: str) -> Array:

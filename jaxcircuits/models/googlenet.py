@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import BasicConv, adaptive_average_pool, flatten, renormalised
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 INCEPTIONS = {  # channels of branch1, of branch2's and branch3's two convolutions, and of branch4
     "3a": (64, (96, 128), (16, 32), 32),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import BasicConv, adaptive_average_pool, flatten, renormalised
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 Window = int | tuple[int, int]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 MIXED = {  # channels of the branches 1x1, 3x3 (bottleneck and after), 5x5 (the same), pool_reduce
     "3a": (64, (96, 128), (16, 32), 32),

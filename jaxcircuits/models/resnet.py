@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax import Array
 
 from jaxcircuits.models.common import ConvNorm, adaptive_average_pool, conv_norm, flatten, identity
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves its maps
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import conv_norm
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 BLOCKS = (4, 8, 4)  # of the three stages
 

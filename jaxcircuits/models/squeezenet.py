@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 FIRE = (16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256)  # `Fire`'s channels
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax import Array
 
 from jaxcircuits.models.common import adaptive_average_pool, flatten
-from jaxcircuits.ops import max_pool
+from jaxcircuits.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages; each ends in a max-pool
 CONVOLUTIONS = {  # how many convolutions each stage has

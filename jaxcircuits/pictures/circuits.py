@@ -10,7 +10,8 @@ from jaxcircuits.features import Features
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.masks import check_masks
 from jaxcircuits.model import Model
-from jaxcircuits.taps import Network, with_masks
+from jaxcircuits.taps import Network
+from jaxcircuits.variables import with_masks
 
 
 def check_circuit(model: Model, features: Features, masks: Arrays | None, offsets: Arrays | None) -> bool:
