@@ -1,5 +1,7 @@
 """Compact circuits, in Flax and in PyTorch, against the whole network with its weights masked."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import jaxcircuits as jc
+from jaxcircuits.compact.module import convolution
 from jaxcircuits.compact.plan import plan
 from jaxcircuits.gradients import activations
 from jaxcircuits.models import ARCHITECTURES, inception_v1
@@ -265,3 +268,21 @@ def test_families(architecture):
     sizes = [sum(a.size for a in jax.tree.leaves(m.variables)) for m in (compact, model)]
     assert sizes[0] < sizes[1]
     assert sum(p.numel() for p in in_torch.parameters()) < sizes[1]
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, groups", [(3, 24, 1), (3, 46, 1), (5, 60, 1), (30, 17, 1), (4, 16, 1), (6, 9, 3)]
+)
+def test_convolutions_filled_up_with_zeros(inputs, outputs, groups):
+    """They compute what they would without."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 9, 8, inputs)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 2, inputs // groups, outputs)), jnp.float32)
+    options: Any = {
+        "feature_group_count": groups,
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "rhs_dilation": (2, 1),
+    }
+    found = convolution(x, kernel, (2, 1), "SAME", **options)
+    expected = jax.lax.conv_general_dilated(x, kernel, (2, 1), "SAME", **options)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

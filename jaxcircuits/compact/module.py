@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax import Array
+from jax import Array, lax
 
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.compact.narrow import Leaf, Walk
@@ -113,6 +113,26 @@ def _place(path: Path) -> Path:
     return (collection, ".".join(modules), name) if modules else path
 
 
+def convolution(x: Array, kernel: Array, *arguments: Any, feature_group_count: int = 1, **options: Any) -> Array:
+    """`lax.conv_general_dilated`, with zeros up to numbers of channels for which XLA on a CPU has fast code.
+
+    Inputs are read by fours, outputs made by sixteens: 60 take 1.5 times as long as 64 there, and 24 of 3 inputs 15
+    times as long as of 4.
+    """
+    inputs, outputs = kernel.shape[-2:]
+    more_in, more_out = -inputs % 4, -outputs % 16
+    if more_out > 8:
+        more_out = 0  # half of them would be zeros
+    if inputs < 4 and outputs + more_out > 32:
+        more_in = 0
+    if feature_group_count > 1 or jax.default_backend() != "cpu":
+        more_in = more_out = 0
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more_in)])
+    kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 2) + [(0, more_in), (0, more_out)])
+    y = lax.conv_general_dilated(x, kernel, *arguments, feature_group_count=feature_group_count, **options)
+    return y[..., :outputs]
+
+
 class Variable(nn.Module):
     """One variable that belongs to no layer and no normalisation."""
 
@@ -151,6 +171,7 @@ class Compact(nn.Module):
             if old.kind == "dense":
                 return nn.Dense(features, **options)(x)
             options |= {"kernel_dilation": old.dilation, "feature_group_count": left.groups}
+            options |= {"conv_general_dilated": convolution}
             return nn.Conv(features, old.window, old.strides, old.padding, **options)(x)
 
         def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
