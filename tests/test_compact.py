@@ -271,7 +271,8 @@ def test_families(architecture):
 
 
 @pytest.mark.parametrize(
-    "inputs, outputs, groups", [(3, 24, 1), (3, 46, 1), (5, 60, 1), (30, 17, 1), (4, 16, 1), (6, 9, 3)]
+    "inputs, outputs, groups",
+    [(3, 24, 1), (3, 46, 1), (5, 60, 1), (30, 17, 1), (4, 16, 1), (15, 9, 3), (16, 8, 4), (4, 8, 4)],
 )
 def test_convolutions_filled_up_with_zeros(inputs, outputs, groups):
     """They compute what they would without."""
