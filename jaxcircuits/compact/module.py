@@ -116,22 +116,20 @@ def _place(path: Path) -> Path:
 def convolution(x: Array, kernel: Array, *arguments: Any, feature_group_count: int = 1, **options: Any) -> Array:
     """`lax.conv_general_dilated`, with zeros up to numbers of channels for which XLA on a CPU has fast code.
 
-    Inputs of a group are read by fours, outputs made by sixteens: 60 take 1.5 times as long as 64 there, 24 of three
-    inputs 15 times as long as of four, and groups of five inputs four times as long as of eight.
+    Inputs are read by fours, outputs made by sixteens: 60 take 1.5 times as long as 64 there, and 24 of three inputs 15
+    times as long as of four.
     """
-    groups, (inputs, outputs) = feature_group_count, kernel.shape[-2:]
+    inputs, outputs = kernel.shape[-2:]
     more_in, more_out = -inputs % 4, -outputs % 16
-    if groups > 1 or more_out > 8:
+    if more_out > 8:
         more_out = 0  # half of them would be zeros
-    if inputs < 4 and (groups > 1 or outputs + more_out > 32):
+    if inputs < 4 and outputs + more_out > 32:
         more_in = 0
-    if jax.default_backend() != "cpu":
+    if feature_group_count > 1 or jax.default_backend() != "cpu":
         more_in = more_out = 0
-    if more_in:
-        apart = x.reshape(*x.shape[:-1], groups, inputs)
-        x = jnp.pad(apart, [(0, 0)] * x.ndim + [(0, more_in)]).reshape(*x.shape[:-1], -1)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more_in)])
     kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 2) + [(0, more_in), (0, more_out)])
-    y = lax.conv_general_dilated(x, kernel, *arguments, feature_group_count=groups, **options)
+    y = lax.conv_general_dilated(x, kernel, *arguments, feature_group_count=feature_group_count, **options)
     return y[..., :outputs]
 
 

@@ -265,8 +265,11 @@ def _same(least: np.ndarray, most: np.ndarray) -> np.ndarray:
 
 
 def _evened(chosen: np.ndarray) -> np.ndarray:
-    """(G, n): the chosen places of each row (G, C), in order, filled up with others to the most that a row has."""
+    """(G, n): the chosen places of each row (G, C), in order, filled up with others to the most that a row has; of
+    several rows to a multiple of four, which is faster."""
     most = max(1, int(chosen.sum(1).max()))
+    if len(chosen) > 1 < most:
+        most = min(-(-most // 4) * 4, chosen.shape[1])
     return np.sort(np.argsort(~chosen, axis=1, kind="stable")[:, :most], axis=1)
 
 
