@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +12,15 @@ import jax
 import numpy as np
 
 from jaxcircuits.features import Features
+from jaxcircuits.layers import Layer
 from jaxcircuits.taps import Network
 from jaxcircuits.threads import processors
 
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
+# A layer of more numbers than this is large: on a CPU the gradients of many features there miss the cache, and so few
+# are faster if they have nothing but the forward pass to share.
+LARGE, FEW = 1 << 18, 8
 # Share of the device's memory that the calls under way may take, and their most in bytes.
 SHARE, MOST = 0.25, 8 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.
@@ -65,12 +69,13 @@ def sizes(
     *,
     images: int,
     by_weight: bool,
+    shared: bool,
     chunk: int | None,
     batch: int | None,
     features: int | None = None,
 ) -> Sizes:
     """Features and images a device call: those asked for, or what fits; and how many calls at a time. Of `features` in
-    all, chunks that choose themselves are alike.
+    all, chunks that choose themselves are alike. `shared` says whether features share more than the forward pass.
 
     Features together gain more than images together. On a CPU one call for each core, if there are enough features for
     each, gain more than one call with all cores: its many small products are not worth sharing out.
@@ -86,10 +91,16 @@ def sizes(
         rounds = -(-images // (IMAGES * streams))
         several = -(-images // (rounds * streams))
         batch = several if fitting(several, streams) >= LARGEST else 1
-    most = chunk or max(1, min(LARGEST, fitting(batch, streams)))
+    few = not shared and jax.default_backend() == "cpu" and is_large(network.layers[name] for name in layers)
+    most = chunk or max(1, min(FEW if few else LARGEST, fitting(batch, streams)))
     if features is not None:
         most = min(chunk, features) if chunk else evenly(features, most)
     return Sizes(most, batch, streams)
+
+
+def is_large(layers: Iterable[Layer]) -> bool:
+    """Whether any of these layers is."""
+    return max((math.prod(layer.output_shape) for layer in layers), default=0) > LARGE
 
 
 def images_together(network: Network, images: int) -> int:

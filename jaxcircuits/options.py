@@ -66,7 +66,8 @@ class Options:
     def sizes(self, network: Network, layers: Sequence[str], images: Any, features: int | None = None) -> Sizes:
         """How many features and images go into one device call."""
         asked: Any = {"by_weight": self.by_weight, "chunk": self.chunk, "batch": self.batch, "features": features}
-        return sizes(network, tuple(layers), images=count(images), **asked)
+        shared = self.criterion == "actgrad"  # the maps of all kernels
+        return sizes(network, tuple(layers), images=count(images), shared=shared, **asked)
 
 
 def resolved(

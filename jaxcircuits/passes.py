@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits import live
-from jaxcircuits.chunks import Sizes, device_memory
+from jaxcircuits.chunks import Sizes, device_memory, is_large
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -28,9 +27,6 @@ from jaxcircuits.taps import Network
 
 # With more than this share of a layer's gradients, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
-# With a layer of more numbers than this, gathering misses the cache; and to gather for some layers alone costs more
-# than it saves, for gradients change their order in memory in between.
-GATHERED = 1 << 18
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
 
@@ -140,12 +136,12 @@ arranged = jax.jit(Plan.weights, static_argnums=0)
 def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tuple[str, ...]:
     """Which layers so many features should compute on their support: a fixed rule, looked up on the first image.
 
-    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero and
-    layers are small.
+    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero. In
+    networks with large layers gathering misses the cache; and to gather for some layers alone costs more than it saves,
+    for gradients change their order in memory in between.
     """
-    shapes = [layer.output_shape for layer in before(plan.network.layers, plan.target).values()]
-    largest = max(map(math.prod, shapes), default=0)
-    if plan.layers == (plan.target,) or not features_last(features) or largest > GATHERED:
+    large = is_large(before(plan.network.layers, plan.target).values())
+    if plan.layers == (plan.target,) or not features_last(features) or large:
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
