@@ -25,7 +25,8 @@ PARTS, FULL = (8, 4, 2, 1.5, 1), 16
 
 def _of_live(product: Callable[..., Array], *live: Array) -> Array:
     """product(*channels), of each of these (C,) the channels (n,) that live and others up to n; None for all."""
-    lengths = [[min(len(a), math.ceil(len(a) / part / FULL) * FULL) for a in live] for part in PARTS]
+    sizes = (tuple(min(len(a), math.ceil(len(a) / part / FULL) * FULL) for a in live) for part in PARTS)
+    lengths = list(dict.fromkeys(sizes))  # the same for several parts of few channels
     needed = jnp.stack([a.sum() for a in live])
     size = (needed > jnp.asarray(lengths)).any(1).sum()  # how many are too short
     orders = [jnp.argsort(~a, stable=True).astype(jnp.int32) for a in live]

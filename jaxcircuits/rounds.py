@@ -21,6 +21,9 @@ from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network
 from jaxcircuits.variables import kernels, masked_kernels, with_kernels
 
+# With more layers than this before the target, to compile what leaves out dead channels takes longer than it saves.
+SHORT = 16
+
 
 def rounds(
     plan: Plan,

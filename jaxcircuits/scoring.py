@@ -18,12 +18,13 @@ from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.granularity import count_relevant, fitted, shape_at
+from jaxcircuits.layers import before
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
 from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
 from jaxcircuits.paths import relevant
-from jaxcircuits.rounds import looked_at, rounds
+from jaxcircuits.rounds import SHORT, looked_at, rounds
 from jaxcircuits.scores import Record, Scores
 from jaxcircuits.training import learn
 
@@ -194,9 +195,8 @@ def score_levels(
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
-    plan, places = looked_at(
-        plan._replace(sparse=(), circuit=True), model.variables, images, number, features, size.images
-    )
+    plan = plan._replace(sparse=(), circuit=len(before(network.layers, features.layer)) <= SHORT)
+    plan, places = looked_at(plan, model.variables, images, number, features, size.images)
     weights = arranged(plan, model.variables)
     found = []
     for level, record in zip(levels, records, strict=True):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import jaxcircuits as jc
+from jaxcircuits import scoring
 from jaxcircuits.criteria import force
 from jaxcircuits.masks import count
 from tests import twins
@@ -40,7 +41,10 @@ def force_twin(network, images, target, direction, layers, relevant, counts):
     return scores
 
 
-def test_a_plain_loop_computes_the_same(small):
+@pytest.mark.parametrize("short", [16, 0])
+def test_a_plain_loop_computes_the_same(small, monkeypatch, short):
+    """With and without dead channels left out."""
+    monkeypatch.setattr(scoring, "SHORT", short)
     features, schedule = jc.Features("features.3", [1, 4]), (100, 60, 41)
     images = small.images[:3]
     found = jc.score(small.model, images, features, criterion="force", schedule=schedule)
