@@ -100,12 +100,17 @@ def sizes(
 
 def is_large(layers: Iterable[Layer]) -> bool:
     """Whether any of these layers is."""
-    return max((math.prod(layer.output_shape) for layer in layers), default=0) > LARGE
+    return _largest(layers) > LARGE
+
+
+def _largest(layers: Iterable[Layer]) -> int:
+    """Numbers of one image's output, of the layer that has most."""
+    return max((math.prod(layer.output_shape) for layer in layers), default=0)
 
 
 def images_together(network: Network, images: int) -> int:
     """How many of the images make one device call of an evaluation, so that as few as possible calls are alike."""
-    largest = 4 * max(math.prod(layer.output_shape) for layer in network.layers.values())
+    largest = 4 * _largest(network.layers.values())
     return evenly(images, max(1, min(TOGETHER, CACHED // largest)))
 
 

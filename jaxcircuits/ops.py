@@ -72,20 +72,25 @@ def convolve_back(layer: Layer, g: Array, kernel: Array) -> Array:
 
     JAX's own transpose leaves the kernel as it is, for which XLA on a CPU has no fast convolution in a branch.
     """
+    return lax.conv_general_dilated(
+        g,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        _padding_back(layer),
+        lhs_dilation=layer.strides,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _padding_back(layer: Layer) -> list[tuple[int, int]]:
+    """Zeros around an output gradient spread out by the strides, so that every input position sees a whole window."""
     padding = []
     for a in (0, 1):
         reach = (layer.window[a] - 1) * layer.dilation[a]
         low, spread = reach - layer.padding[a][0], (layer.positions[a] - 1) * layer.strides[a] + 1
         padding.append((low, layer.input_maps[a] + reach - low - spread))
-    return lax.conv_general_dilated(
-        g,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        padding,
-        lhs_dilation=layer.strides,
-        rhs_dilation=layer.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return padding
 
 
 def pick(x: Array, channels: Array) -> Array:
@@ -178,15 +183,8 @@ def feature_input_gradients(layer: Layer, cotangents: Array, kernels: Array) -> 
     channel back through the whole layer costs as much as all of them.
     """
     height, width, _ = layer.input_maps
-    padded = cotangents
-    for axis, size in zip((2, 3), (height, width), strict=True):
-        a = axis - 2
-        reach = (layer.window[a] - 1) * layer.dilation[a]
-        low = reach - layer.padding[a][0]
-        spread = (layer.positions[a] - 1) * layer.strides[a] + 1
-        config = [(0, 0, 0)] * 4
-        config[axis] = (low, size + reach - low - spread, layer.strides[a] - 1)
-        padded = lax.pad(padded, jnp.zeros((), padded.dtype), config)
+    around = [(*ends, stride - 1) for ends, stride in zip(_padding_back(layer), layer.strides, strict=True)]
+    padded = lax.pad(cotangents, jnp.zeros((), cotangents.dtype), [(0, 0, 0), (0, 0, 0), *around])
     rows, columns = (range(0, layer.window[a] * layer.dilation[a], layer.dilation[a]) for a in (0, 1))
     corners = itertools.product(reversed(rows), reversed(columns))
     shifted = jnp.stack([padded[:, :, a : a + height, b : b + width] for a, b in corners], 1)

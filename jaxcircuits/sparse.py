@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import convolve
+from jaxcircuits.ops import convolve, convolve_back
 
 # Lists are padded to one of a few lengths, each so many times the one before; what is longer is cut into pieces.
 SHORTEST, RATIO, LONGEST = 16, 2.0, 128
@@ -191,8 +191,7 @@ def _forward(layer: Layer, x: Array, kernel: Array, on: Array):
 def _backward(layer: Layer, residuals: tuple[Array, Array], g: Array):
     @custom_vmap
     def input_gradient(kernel: Array, on: Array, g: Array) -> Array:
-        image = jax.ShapeDtypeStruct((len(g), *layer.input_maps), g.dtype)
-        return jax.linear_transpose(lambda x: convolve(layer, x, kernel), image)(g)[0]
+        return convolve_back(layer, g, kernel)
 
     @input_gradient.def_vmap
     def _(axis_size: int, in_batched, kernel: Array, on: Array, g: Array):
