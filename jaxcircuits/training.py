@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ VIEWS, SIDE = 16, 0.585
 POOL, BLOCK, TOGETHER = 512, 16, 8
 # Settling begins at this step's views: the same ones, however long the way was.
 SETTLING = 1 << 20
+# What is looked at in every `OFTEN`th step of settling, and never trained on: the views of `HELD` steps from here.
+HELD_OUT, HELD, OFTEN = 1 << 21, 2, 4
 
 
 class Task(NamedTuple):
@@ -117,7 +120,12 @@ def _train(
     possible: list[int] = count(relevant).tolist()
     ways = [[learned.on_the_way(possible[f], k, steps) for k in amounts[f]] for f in range(number)]
     longest = [max(ways[f], key=len) for f in range(number)]
+    held_out = [_looked_at(task, variables, views, directions, HELD_OUT + step) for step in range(HELD)]
     settling = {}
+
+    def judged(state: learned.State, f: int, count: int) -> float:
+        amount = jnp.int32(f), jnp.int32(count)
+        return sum(float(_judged(task, state, variables, directions, of[f], *seen, *amount)) for seen in held_out)
 
     def reached(f: int, t: int) -> None:
         settling.update({(f, k): states[f] for k in range(len(kept)) if len(ways[f][k]) == t})
@@ -127,6 +135,7 @@ def _train(
         progress(VIEWS)
         return _step(task, state, variables, directions, of[f], images, full, *amount)
 
+    best = {(f, k): (judged(states[f], f, amounts[f][k]), states[f]) for f in range(number) for k in range(len(kept))}
     for f in range(number):
         reached(f, 0)
     for t in range(max(len(way) for way in longest)):
@@ -139,7 +148,10 @@ def _train(
         images, full = _looked_at(task, variables, views, directions, SETTLING + t)
         for (f, k), state in settling.items():
             settling[f, k] = step(state, f, amounts[f][k], learned.SPEED * (1 - t / steps))
-    parts = [[learned.scores(settling[f, k], of[f]) for f in range(number)] for k in range(len(kept))]
+            if (steps - 1 - t) % OFTEN == 0:
+                now = judged(settling[f, k], f, amounts[f][k]), settling[f, k]
+                best[f, k] = min(best[f, k], now, key=operator.itemgetter(0))
+    parts = [[learned.scores(best[f, k][1], of[f]) for f in range(number)] for k in range(len(kept))]
     return [{name: jnp.stack([part[name] for part in row]) for name in task.layers} for row in parts]
 
 
@@ -169,10 +181,31 @@ def _step(
     speed: Array,
 ) -> learned.State:
     """One step of one feature, against the gradient of the mask of its top `kept` kernels."""
-    masks = top(task.layers, *({n: a[n][None] for n in task.layers} for a in (state.logits, relevant)), kept[None])
-    masks = {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
+    masks = _masks(task, state, relevant, kept)
     gradient = jax.grad(_loss)(masks, task, variables, directions[f][None], images, full[f])
     return learned.step(state, gradient, relevant, speed)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _judged(
+    task: Task,
+    state: learned.State,
+    variables: Variables,
+    directions: Array,
+    relevant: Masks,
+    images: Array,
+    full: Array,
+    f: Array,
+    kept: Array,
+) -> Array:
+    """The loss of one feature's circuit of its top `kept` kernels."""
+    return _loss(_masks(task, state, relevant, kept), task, variables, directions[f][None], images, full[f])
+
+
+def _masks(task: Task, state: learned.State, relevant: Masks, kept: Array) -> Masks:
+    """The top `kept` kernels, as numbers: {layer: (I, O)}."""
+    masks = top(task.layers, *({n: a[n][None] for n in task.layers} for a in (state.logits, relevant)), kept[None])
+    return {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
 
 
 def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, images: Array, full: Array) -> Array:

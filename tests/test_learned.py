@@ -155,6 +155,16 @@ def test_learning_pays_on_photographs_that_it_has_not_seen(alexnet):
     assert r["learned"] > r["snip"] + 0.05, r
 
 
+def test_training_that_goes_astray_leaves_the_circuit_that_it_began_with(small, monkeypatch):
+    features = jc.Features("features.3", [4])
+    before = jc.top_kernels(jc.score(small.model, small.images, features), keep=0.2)
+    scramble = lambda s: jnp.sin(99 * s)  # noqa: E731
+    astray = lambda task, state, *_: state._replace(logits=jax.tree.map(scramble, state.logits))  # noqa: E731
+    monkeypatch.setattr(training, "_step", astray)
+    after = jc.score(small.model, small.images, features, criterion="learned", keep=0.2, steps=4)
+    np.testing.assert_array_equal(jc.iou(jc.top_kernels(after), before)[0], 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,8 +15,9 @@ that the images are learned, and not the feature. The 1 beside b^1/2 serves the 
 equally far, also of the many kernels that hardly matter and whose gradients are chance.
 
 On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
-`steps` with k itself follow, at a falling rate. What is learned for one amount does not depend on which others
-are asked for; the result is exp(s / 4).
+`steps` with k itself follow, at a falling rate. Now and then the circuit is judged on views that are not trained on, as
+SNIP's own is, and the one of the lowest loss is the result, as exp(s / 4): of circuits of a few dozen kernels any step
+may cut the only path. What is learned for one amount does not depend on which others are asked for.
 
 References:
     Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv 1308.3432);
