@@ -13,14 +13,14 @@ import numpy as np
 
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
+from jaxcircuits.ops import LARGE
 from jaxcircuits.taps import Network
 from jaxcircuits.threads import processors
 
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
-# A layer of more numbers than this is large: on a CPU the gradients of many features there miss the cache, and so few
-# are faster if they have nothing but the forward pass to share.
-LARGE, FEW = 1 << 18, 8
+# Where layers are large, so few are faster on a CPU if they have nothing but the forward pass to share.
+FEW = 8
 # Share of the device's memory that the calls under way may take, and their most in bytes.
 SHARE, MOST = 0.25, 8 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.
@@ -91,27 +91,22 @@ def sizes(
         rounds = -(-images // (IMAGES * streams))
         several = -(-images // (rounds * streams))
         batch = several if fitting(several, streams) >= LARGEST else 1
-    few = not shared and jax.default_backend() == "cpu" and is_large(network.layers[name] for name in layers)
+    few = not shared and jax.default_backend() == "cpu" and largest(network.layers[name] for name in layers) > LARGE
     most = chunk or max(1, min(FEW if few else LARGEST, fitting(batch, streams)))
     if features is not None:
         most = min(chunk, features) if chunk else evenly(features, most)
     return Sizes(most, batch, streams)
 
 
-def is_large(layers: Iterable[Layer]) -> bool:
-    """Whether any of these layers is."""
-    return _largest(layers) > LARGE
-
-
-def _largest(layers: Iterable[Layer]) -> int:
+def largest(layers: Iterable[Layer]) -> int:
     """Numbers of one image's output, of the layer that has most."""
     return max((math.prod(layer.output_shape) for layer in layers), default=0)
 
 
 def images_together(network: Network, images: int) -> int:
     """How many of the images make one device call of an evaluation, so that as few as possible calls are alike."""
-    largest = 4 * _largest(network.layers.values())
-    return evenly(images, max(1, min(TOGETHER, CACHED // largest)))
+    bytes_ = 4 * largest(network.layers.values())
+    return evenly(images, max(1, min(TOGETHER, CACHED // bytes_)))
 
 
 def cores() -> int:

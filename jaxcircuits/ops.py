@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,14 @@ from jax import Array, lax
 
 from jaxcircuits.layers import Layer, strip_rows
 
+# A map of more numbers than this is large: on a CPU the gradients of many features there miss the cache.
+LARGE = 1 << 18
 
-def features_last(features: int) -> bool:
-    """Whether this many features together are fastest with one place's gradients side by side: on a CPU."""
-    return features >= 8 and jax.default_backend() == "cpu"
+
+def features_last(features: int, numbers: int) -> bool:
+    """Whether gradients of this many features, so many numbers each, are fastest with all features' at one place side
+    by side: on a CPU, where they are not large."""
+    return features >= 8 and numbers <= LARGE and jax.default_backend() == "cpu"
 
 
 def patches(layer: Layer, x: Array) -> Array:
@@ -27,11 +32,12 @@ def patches(layer: Layer, x: Array) -> Array:
     Strided slices, stacked: `lax.conv_general_dilated_patches` is a grouped convolution and many times slower. Rows
     first, then columns: 22 slices for a window of 11 x 11 and not 121, which would take seconds to compile.
     """
-    seen = _windows(layer, _padded(layer, x), layer.positions)
+    seen = _windows(layer, padded(layer, x), layer.positions)
     return seen.reshape(len(x), math.prod(layer.positions), math.prod(layer.window), x.shape[-1])
 
 
-def _padded(layer: Layer, x: Array) -> Array:
+def padded(layer: Layer, x: Array) -> Array:
+    """A layer's input with its padding."""
     return jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
 
 
@@ -103,14 +109,14 @@ def pick(x: Array, channels: Array) -> Array:
 
 def seen_by(layer: Layer, x: Array) -> Array:
     """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
-    if not _on_cpu(layer):
+    if not on_cpu(layer):
         return split_patches(layer, x)
-    return x if layer.inputs < THIN else _padded(layer, x)
+    return x if layer.inputs < THIN else padded(layer, x)
 
 
 def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
     """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O)."""
-    if not _on_cpu(layer):
+    if not on_cpu(layer):
         g = g.reshape(*g.shape[:2], layer.groups, -1)
         return jnp.einsum("npgo,npkgi->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
     by_parts = _by_convolution if layer.inputs < THIN else _by_strips
@@ -123,32 +129,41 @@ THIN = 16
 STRIP = 1024
 
 
-def _on_cpu(layer: Layer) -> bool:
+def on_cpu(layer: Layer) -> bool:
+    """Whether a layer's products are made strip by strip."""
     return layer.ungrouped and jax.default_backend() == "cpu"
 
 
 def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
     """Patches of a few rows of positions after the other: all of them are many times as large as the input, and XLA's
     products over so many positions are slow on a CPU."""
-    height, width = layer.positions
-    rows = strip_rows(height, width, STRIP)
-    reach = (rows - 1) * layer.strides[0] + (layer.window[0] - 1) * layer.dilation[0] + 1
-    strips = height // rows
-    g = g.reshape(len(x) * strips, rows * width, layer.outputs)
+    zero = jnp.zeros((math.prod(layer.window) * layer.inputs, layer.outputs), g.dtype)
 
-    def strip(at: Array) -> Array:
+    def add(total: Array, seen: Array, own: Array) -> Array:
+        return total + jnp.einsum("pk,po->ko", seen.reshape(len(seen), -1), own[0])
+
+    return over_strips(layer, x, g[None], STRIP, add, zero).reshape(-1, layer.inputs, layer.outputs)
+
+
+def over_strips(
+    layer: Layer, x: Array, g: Array, most: int, add: Callable[[Array, Array, Array], Array], total: Array
+) -> Array:
+    """The total after `add(total, patches (S, K, I), g (F, S, O))` for strips of S positions, `most` of them if the
+    layer's height allows it: x (N, H, W, I), which is padded already, and g (F, N, P, O) of a layer of one group."""
+    height, width = layer.positions
+    rows = strip_rows(height, width, most)
+    reach = (rows - 1) * layer.strides[0] + (layer.window[0] - 1) * layer.dilation[0] + 1
+    strips, size = height // rows, rows * width
+    g = g.reshape(len(g), -1, layer.outputs)
+
+    def strip(at: Array, total: Array) -> Array:
         n, start = at // strips, at % strips * rows * layer.strides[0]
         part = lax.dynamic_slice(x, (n, start, 0, 0), (1, reach, *x.shape[2:]))
-        own = lax.dynamic_index_in_dim(g, at, keepdims=False)
-        seen = _windows(layer, part, (rows, width)).reshape(rows * width, -1)
-        return jnp.einsum("pk,po->ko", seen, own)
+        seen = _windows(layer, part, (rows, width)).reshape(size, -1, layer.inputs)
+        return add(total, seen, lax.dynamic_slice_in_dim(g, at * size, size, 1))
 
-    if len(g) == 1:
-        found = strip(jnp.int32(0))
-    else:
-        zero = jnp.zeros((math.prod(layer.window) * layer.inputs, layer.outputs), g.dtype)
-        found = lax.fori_loop(0, len(g), lambda at, total: total + strip(at), zero)
-    return found.reshape(-1, layer.inputs, layer.outputs)
+    count = len(x) * strips
+    return strip(jnp.int32(0), total) if count == 1 else lax.fori_loop(0, count, strip, total)
 
 
 def _by_convolution(layer: Layer, x: Array, g: Array) -> Array:

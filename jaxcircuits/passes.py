@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits import live
-from jaxcircuits.chunks import Sizes, device_memory, is_large
+from jaxcircuits.chunks import Sizes, device_memory, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -140,8 +140,8 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     networks with large layers gathering misses the cache; and to gather for some layers alone costs more than it saves,
     for gradients change their order in memory in between.
     """
-    large = is_large(before(plan.network.layers, plan.target).values())
-    if plan.layers == (plan.target,) or not features_last(features) or large:
+    numbers = largest(before(plan.network.layers, plan.target).values())
+    if plan.layers == (plan.target,) or not features_last(features, numbers):
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):

@@ -87,7 +87,7 @@ def _max_pool_backward(window, stride, padding, ceil_mode, residuals, cotangent)
 
     @backward.def_vmap
     def _(axis_size: int, in_batched, winners: Array, cotangent: Array):
-        if in_batched == [False, True] and features_last(axis_size):
+        if in_batched == [False, True] and features_last(axis_size, height * width * winners.shape[-1]):
             return _max_pool_gathered(window, stride, (height, width), edges, winners, cotangent), True
         axes = [0 if batched else None for batched in in_batched]
         return jax.vmap(backward.fun, axes)(winners, cotangent), True

@@ -32,10 +32,12 @@ from jax import Array, lax
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import patches, split_patches
+from jaxcircuits.ops import on_cpu, over_strips, padded, patches, split_patches
 
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
+# Positions whose contributions, of all kernels, are: in the cache, for products need them in another order.
+STRIP = 100
 
 
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
@@ -48,6 +50,13 @@ def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """(O, F, I)"""
+    if on_cpu(layer):
+
+        def add(total: Array, seen: Array, own: Array) -> Array:
+            contributions = jnp.einsum("pki,kio->ipo", seen, w)
+            return total + jnp.einsum("fpo,ipo->ofi", part(own), part(contributions)) / g.shape[2]
+
+        return over_strips(layer, padded(layer, x), g, STRIP, add, total)
     contributions = _contributions(layer, x, w)
 
     def one(channel: tuple[Array, Array]) -> Array:
