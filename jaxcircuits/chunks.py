@@ -13,14 +13,12 @@ import numpy as np
 
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import LARGE
+from jaxcircuits.ops import FEW, LARGE
 from jaxcircuits.taps import Network
 from jaxcircuits.threads import processors
 
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
-# Where layers are large, so few are faster on a CPU if they have nothing but the forward pass to share.
-FEW = 8
 # Share of the device's memory that the calls under way may take, and their most in bytes.
 SHARE, MOST = 0.25, 8 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.

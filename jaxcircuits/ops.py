@@ -16,14 +16,13 @@ from jax import Array, lax
 
 from jaxcircuits.layers import Layer, strip_rows
 
-# A map of more numbers than this is large: on a CPU the gradients of many features there miss the cache.
-LARGE = 1 << 18
+# A map of more numbers than this is large: on a CPU the gradients of more than a few features there miss the cache.
+LARGE, FEW = 1 << 18, 8
 
 
-def features_last(features: int, numbers: int) -> bool:
-    """Whether gradients of this many features, so many numbers each, are fastest with all features' at one place side
-    by side: on a CPU, where they are not large."""
-    return features >= 8 and numbers <= LARGE and jax.default_backend() == "cpu"
+def features_last(features: int) -> bool:
+    """Whether this many features together are fastest with one place's gradients side by side: on a CPU."""
+    return features >= FEW and jax.default_backend() == "cpu"
 
 
 def patches(layer: Layer, x: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxcircuits.gradients import gradients, supports
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
-from jaxcircuits.ops import features_last
+from jaxcircuits.ops import LARGE, features_last
 from jaxcircuits.paths import relevant
 from jaxcircuits.streams import Streams
 from jaxcircuits.taps import Network
@@ -140,8 +140,8 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     networks with large layers gathering misses the cache; and to gather for some layers alone costs more than it saves,
     for gradients change their order in memory in between.
     """
-    numbers = largest(before(plan.network.layers, plan.target).values())
-    if plan.layers == (plan.target,) or not features_last(features, numbers):
+    large = largest(before(plan.network.layers, plan.target).values()) > LARGE
+    if plan.layers == (plan.target,) or not features_last(features) or large:
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-from jaxcircuits.ops import features_last
+from jaxcircuits.ops import FEW, LARGE, features_last
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
@@ -87,7 +87,8 @@ def _max_pool_backward(window, stride, padding, ceil_mode, residuals, cotangent)
 
     @backward.def_vmap
     def _(axis_size: int, in_batched, winners: Array, cotangent: Array):
-        if in_batched == [False, True] and features_last(axis_size, height * width * winners.shape[-1]):
+        large = height * width * winners.shape[-1] > LARGE and axis_size > FEW
+        if in_batched == [False, True] and features_last(axis_size) and not large:
             return _max_pool_gathered(window, stride, (height, width), edges, winners, cotangent), True
         axes = [0 if batched else None for batched in in_batched]
         return jax.vmap(backward.fun, axes)(winners, cotangent), True

@@ -102,7 +102,7 @@ def both_ways(monkeypatch, model, images, features, **options):
         patch.setattr(passes, "SPARSE", 2)
         fast = jc.score(model, images, features, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "features_last", lambda *_: False)
+        patch.setattr(passes, "features_last", lambda features: False)
         plain = jc.score(model, images, features, **options)
     assert (fast.record.sparse, plain.record.sparse) == (True, False)
     return fast, plain
