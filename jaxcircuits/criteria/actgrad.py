@@ -37,7 +37,7 @@ from jaxcircuits.ops import on_cpu, over_strips, padded, patches, split_patches
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
 # Positions whose contributions, of all kernels, are: in the cache, for products need them in another order.
-STRIP = 100
+STRIP = 50
 
 
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
