@@ -302,17 +302,15 @@ def test_an_image_that_vanishes(small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.full)])  # two seconds each on a free machine
-def test_killed_again_and_again(tmp_path, times):
+@pytest.mark.timeout(900)  # forty seconds on a machine that is free
+def test_killed_twenty_times(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, HERE / "tests" / "atlas_killed.py", tmp_path, str(times)]
+    command = [sys.executable, HERE / "tests" / "atlas_killed.py", tmp_path, "20"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     killed = [run for run in runs if run["killed"]]
-    amid = sum(run["before"] < run["chunks"] < 16 for run in killed)
-    assert len(killed) == times and amid >= times // 5, done.stdout
+    assert len(killed) == 20 and sum(run["before"] < run["chunks"] < 16 for run in killed) >= 10, done.stdout
     assert all(run["chunks"] >= run["before"] for run in runs)  # nothing is lost
     whole, ends = contents(tmp_path / "whole"), list(tmp_path.glob("killed-*"))
     assert len(whole) == 16 * 2 + 3 and ends and all(contents(end) == whole for end in ends)
