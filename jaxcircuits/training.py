@@ -52,6 +52,28 @@ class Task(NamedTuple):
     place: Place
 
 
+class Given(NamedTuple):
+    """What a circuit is trained and judged on.
+
+    Attributes:
+        variables: the full network's.
+        directions: of F features (F, O).
+        relevant: kernels of this one {layer: (I, O)}.
+        images: views (N, H, W, C).
+        full: the features in the full network (F, N, H, W).
+        f: which of them it is.
+        kept: how many kernels the circuit has.
+    """
+
+    variables: Variables
+    directions: Array
+    relevant: Masks
+    images: Array
+    full: Array
+    f: Array
+    kept: Array
+
+
 def learn(
     plan: Plan,
     smaller: Callable[[tuple[int, int, int]], Network],
@@ -123,29 +145,30 @@ def _train(
     held_out = [_looked_at(task, variables, views, directions, HELD_OUT + step) for step in range(HELD)]
     settling = {}
 
+    def given(f: int, count: int, seen: tuple[Array, Array]) -> Given:
+        return Given(variables, directions, of[f], *seen, jnp.int32(f), jnp.int32(count))
+
     def judged(state: learned.State, f: int, count: int) -> float:
-        amount = jnp.int32(f), jnp.int32(count)
-        return sum(float(_judged(task, state, variables, directions, of[f], *seen, *amount)) for seen in held_out)
+        return sum(float(_judged(task, state, given(f, count, seen))) for seen in held_out)
 
     def reached(f: int, t: int) -> None:
         settling.update({(f, k): states[f] for k in range(len(kept)) if len(ways[f][k]) == t})
 
     def step(state: learned.State, f: int, count: int, speed: float) -> learned.State:
-        amount = jnp.int32(f), jnp.int32(count), jnp.float32(speed)
         progress(VIEWS)
-        return _step(task, state, variables, directions, of[f], images, full, *amount)
+        return _step(task, state, given(f, count, seen), jnp.float32(speed))
 
     best = {(f, k): (judged(states[f], f, amounts[f][k]), states[f]) for f in range(number) for k in range(len(kept))}
     for f in range(number):
         reached(f, 0)
     for t in range(max(len(way) for way in longest)):
-        images, full = _looked_at(task, variables, views, directions, t)
+        seen = _looked_at(task, variables, views, directions, t)
         for f, way in enumerate(longest):
             if t < len(way):
                 states[f] = step(states[f], f, int(way[t]), learned.SPEED)
                 reached(f, t + 1)
     for t in range(steps):
-        images, full = _looked_at(task, variables, views, directions, SETTLING + t)
+        seen = _looked_at(task, variables, views, directions, SETTLING + t)
         for (f, k), state in settling.items():
             settling[f, k] = step(state, f, amounts[f][k], learned.SPEED * (1 - t / steps))
             if (steps - 1 - t) % OFTEN == 0:
@@ -168,44 +191,28 @@ def _full(task: Task, variables: Variables, directions: Array, images: Array) ->
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _step(
-    task: Task,
-    state: learned.State,
-    variables: Variables,
-    directions: Array,
-    relevant: Masks,
-    images: Array,
-    full: Array,
-    f: Array,
-    kept: Array,
-    speed: Array,
-) -> learned.State:
+def _step(task: Task, state: learned.State, given: Given, speed: Array) -> learned.State:
     """One step of one feature, against the gradient of the mask of its top `kept` kernels."""
-    masks = _masks(task, state, relevant, kept)
-    gradient = jax.grad(_loss)(masks, task, variables, directions[f][None], images, full[f])
-    return learned.step(state, gradient, relevant, speed)
+    gradient = jax.grad(_loss)(_masks(task, state, given), task, *_own(given))
+    return learned.step(state, gradient, given.relevant, speed)
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _judged(
-    task: Task,
-    state: learned.State,
-    variables: Variables,
-    directions: Array,
-    relevant: Masks,
-    images: Array,
-    full: Array,
-    f: Array,
-    kept: Array,
-) -> Array:
+def _judged(task: Task, state: learned.State, given: Given) -> Array:
     """The loss of one feature's circuit of its top `kept` kernels."""
-    return _loss(_masks(task, state, relevant, kept), task, variables, directions[f][None], images, full[f])
+    return _loss(_masks(task, state, given), task, *_own(given))
 
 
-def _masks(task: Task, state: learned.State, relevant: Masks, kept: Array) -> Masks:
+def _masks(task: Task, state: learned.State, given: Given) -> Masks:
     """The top `kept` kernels, as numbers: {layer: (I, O)}."""
-    masks = top(task.layers, *({n: a[n][None] for n in task.layers} for a in (state.logits, relevant)), kept[None])
+    arrays = ({name: a[name][None] for name in task.layers} for a in (state.logits, given.relevant))
+    masks = top(task.layers, *arrays, given.kept[None])
     return {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
+
+
+def _own(given: Given) -> tuple[Variables, Array, Array, Array]:
+    """What `_loss` takes of the one feature."""
+    return given.variables, given.directions[given.f][None], given.images, given.full[given.f]
 
 
 def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, images: Array, full: Array) -> Array:
