@@ -28,7 +28,7 @@ from jaxcircuits.layers import Layer
 from jaxcircuits.ops import kernel_gradients, patches, seen_by
 
 # Features whose gradients are made together from the same patches.
-TOGETHER = 4
+TOGETHER = 8
 
 
 def _mean(part, gradient: Array, w: Array) -> Array:
