@@ -116,7 +116,8 @@ def supports(
     names = names or tuple(n for n, layer in layers.items() if layer.ungrouped and not layer.trouble)
     probes = network.probes(names, len(images))
     x, pullback = jax.vjp(lambda probes: network.run(variables, images, probes)[target], probes)
-    (found,) = pullback(jax.random.normal(jax.random.key(0), x.shape))
+    # not normal ones, which every window of a pool would work out anew
+    (found,) = pullback(jax.random.uniform(jax.random.key(0), x.shape, minval=1, maxval=2))
     return {name: (g != 0).reshape(len(images), -1, layers[name].outputs) for name, g in found.items()}
 
 

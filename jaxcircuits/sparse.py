@@ -24,7 +24,7 @@ from jaxcircuits.layers import Layer
 from jaxcircuits.ops import convolve, convolve_back
 
 # Lists are padded to one of a few lengths, each so many times the one before; what is longer is cut into pieces.
-SHORTEST, RATIO, LONGEST = 16, 2.0, 128
+SHORTEST, RATIO, LONGEST = 16, 1.5, 128
 # Terms of a sum that are written out.
 MOST_TERMS = 64
 
@@ -36,20 +36,39 @@ class Lists(NamedTuple):
     counts: Array
 
 
-def lists(on: Array) -> Lists:
-    """Lists of a table (R, C) bool."""
-    rows, columns = on.shape
-    block = 64
-    padded = jnp.pad(on, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
-    # a running count as a product with a triangle: many times faster on a CPU than cumsum, and exact
-    within = (padded.astype(jnp.float32) @ jnp.triu(jnp.ones((block, block)))).astype(jnp.int32)
-    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
-    place = (within + before[..., None]).reshape(rows, -1)[:, :columns] - 1
-    every = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), on.shape)
-    empty = jnp.zeros(on.shape, jnp.int32)
-    r = jnp.arange(rows)[:, None]
-    found = empty.at[r, jnp.where(on, place, columns)].set(every, mode="drop", unique_indices=True)
-    return Lists(found, within[..., -1].sum(1))
+def lists(on: Array, axis: int) -> Lists:
+    """Lists of N tables (N, R, C) bool, one after another, or (N, C, R): `axis` is that of the columns.
+
+    They are read as they lie: transposed first, all that they are made of would be worked out in that order.
+    """
+    index = functools.partial(lax.broadcasted_iota, jnp.int32, on.shape)
+    count = _running_count(on, axis)
+    here = jnp.diff(count, axis=axis, prepend=0) > 0
+    place = jnp.where(here, count - 1, on.shape[axis])  # out of bounds, and dropped
+    empty = jnp.zeros((len(on), on.shape[3 - axis], on.shape[axis]), jnp.int32)
+    found = empty.at[index(0), index(3 - axis), place].set(index(axis), mode="drop", unique_indices=True)
+    return Lists(found.reshape(-1, on.shape[axis]), jnp.take(count, -1, axis).reshape(-1))
+
+
+def _running_count(on: Array, axis: int) -> Array:
+    """How many of (N, A, B) are true up to each, along axis 1 or 2.
+
+    Products with a triangle: many times faster on a CPU than cumsum, and exact.
+    """
+    block, length = 64, on.shape[axis]
+    spread = [(0, 0)] * on.ndim
+    spread[axis] = (0, -length % block)
+    blocks = jnp.pad(on, spread).astype(jnp.float32)
+    blocks = blocks.reshape(*on.shape[:axis], -1, block, *on.shape[axis + 1 :])
+    triangle = jnp.tril(jnp.ones((block, block)))
+    if axis == 1:  # a triangle for each block, or a product of all would transpose them
+        within = jnp.broadcast_to(triangle, (*blocks.shape[:2], block, block)) @ blocks
+    else:
+        within = blocks @ triangle.T
+    within = within.astype(jnp.int32)
+    totals = lax.slice_in_dim(within, block - 1, block, axis=axis + 1)
+    count = within + jnp.cumsum(totals, axis) - totals
+    return lax.slice_in_dim(count.reshape(*on.shape[:axis], -1, *on.shape[axis + 1 :]), 0, length, axis=axis)
 
 
 def products(
@@ -137,8 +156,7 @@ def add_by_output(
         places = q // outputs * positions + p
         return left(table[places * outputs + q % outputs]), right(places, q[0] % outputs)
 
-    found = lists(on.transpose(0, 2, 1).reshape(-1, positions))
-    row = products(found, jnp.asarray(rows if together else rows.reshape(-1, 1), jnp.int32), pair)
+    row = products(lists(on, axis=1), jnp.asarray(rows if together else rows.reshape(-1, 1), jnp.int32), pair)
     each = 1 if together else images
 
     def add(r: Array, total: Array) -> Array:
@@ -170,7 +188,7 @@ def input_gradients(layer: Layer, kernel: Array, on: Array, g: Array) -> Array:
     def pair(k: Array, q: Array, o: Array) -> tuple[Array, Array]:
         return table[q * outputs + o], weights[k * outputs + o]
 
-    row = products(lists(on.reshape(-1, outputs)), jnp.asarray(rows, jnp.int32), pair)
+    row = products(lists(on, axis=2), jnp.asarray(rows, jnp.int32), pair)
     gradient = lax.map(row, jnp.arange(len(rows)))  # (N*H*W, I, F)
     return jnp.moveaxis(gradient.reshape(images, *layer.input_maps, len(g)), -1, 0)
 

@@ -85,10 +85,11 @@ def test_products_by_output_channel(monkeypatch, longest, together):
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.booleans(), min_size=130, max_size=130), min_size=1, max_size=3))
 def test_lists(rows):
-    on = np.array(rows)
-    columns, counts = sparse.lists(jnp.asarray(on))
-    for row, found, number in zip(on, np.asarray(columns), counts, strict=True):
-        assert found[:number].tolist() == np.flatnonzero(row).tolist()
+    on = np.stack([np.array(rows), ~np.array(rows)])
+    for axis in (1, 2):
+        columns, counts = sparse.lists(jnp.asarray(on if axis == 2 else on.swapaxes(1, 2)), axis)
+        for row, found, number in zip(np.concatenate(on), np.asarray(columns), counts, strict=True):
+            assert found[:number].tolist() == np.flatnonzero(row).tolist()
 
 
 @pytest.fixture

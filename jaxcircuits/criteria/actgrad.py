@@ -25,14 +25,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import on_cpu, over_strips, padded, patches, split_patches
+from jaxcircuits.ops import THIN, on_cpu, over_strips, padded, patches, split_patches
 
 # Output channels whose contributions A (P, I) are in memory together.
 BLOCK = 16
@@ -41,11 +40,13 @@ STRIP = 50
 
 
 def _contributions(layer: Layer, x: Array, w: Array) -> Callable[[Array], Array]:
-    """A function of an output channel o: A[o] (I, N P), a product for each input channel."""
+    """A function of output channels (B,): A (I, B, N P), a product for each input channel."""
     seen = split_patches(layer, x).transpose(3, 4, 0, 1, 2)
     seen = seen.reshape(*seen.shape[:2], -1, seen.shape[-1])  # (G, I, N P, K)
     group, w = layer.outputs // layer.groups, w.transpose(2, 1, 0)
-    return lambda o: jnp.einsum("ipk,ik->ip", seen[o // group] if layer.groups > 1 else seen[0], w[o])
+    if layer.groups > 1:
+        return lambda o: jnp.einsum("bik,bipk->ibp", w[o], seen[o // group])
+    return lambda o: jnp.einsum("bik,ipk->ibp", w[o], seen[0])
 
 
 def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
@@ -61,7 +62,7 @@ def _dense(part, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Ar
 
     def one(channel: tuple[Array, Array]) -> Array:
         o, g = channel
-        return g @ part(contributions(o)).T
+        return g @ part(contributions(o[None])[:, 0]).T
 
     channels = jnp.arange(layer.outputs), jnp.moveaxis(part(g), -1, 0).reshape(layer.outputs, len(g), -1)
     return total + lax.map(one, channels, batch_size=min(BLOCK, layer.outputs)) / g.shape[2]
@@ -71,16 +72,25 @@ def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
     return total.transpose(1, 2, 0) / images
 
 
-def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
-    """The same from the places where an output channel has a gradient at all: (O, I, F)."""
+def _contributions_at(layer: Layer, x: Array, w: Array) -> Callable[[Array, Array], Array]:
+    """A function of places n P + p (L,) and an output channel: A (L, I) there; w (O, K, I)."""
     seen = patches(layer, x)
     seen = seen.reshape(-1, *seen.shape[2:])
+    if layer.inputs < THIN:  # all that there are are few, and one product
+        every = jnp.einsum("pki,oki->ipo", seen, w).reshape(layer.inputs, -1)
+        return lambda places, o: every[:, places * layer.outputs + o].T
 
-    def contributions(places: Array, o: Array) -> Array:
+    def at(places: Array, o: Array) -> Array:
         here = lax.optimization_barrier(seen[places])  # or every weight would look its place up again
-        return part(sparse.sum_products(here.swapaxes(0, 1), w[o][:, None]))
+        return sparse.sum_products(here.swapaxes(0, 1), w[o][:, None])
 
-    return sparse.add_by_output(total, on, g, contributions, left=part, together=True)
+    return at
+
+
+def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array, w: Array) -> Array:
+    """The same from the places where an output channel has a gradient at all: (O, I, F)."""
+    at = _contributions_at(layer, x, w)
+    return sparse.add_by_output(total, on, g, lambda p, o: part(at(p, o)), left=part, together=True)
 
 
 def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
@@ -97,7 +107,7 @@ def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: A
 
     def add(j: Array, total: Array) -> Array:
         block = lax.dynamic_slice(channels, (j * BLOCK,), (BLOCK,))
-        products = jnp.einsum("fp,bip->bfi", flat, part(jax.vmap(contributions)(block)))
+        products = jnp.einsum("fp,ibp->bfi", flat, part(contributions(block)))
         return total.at[block].add(products / c.shape[2], mode="drop")
 
     return lax.fori_loop(0, -(-touched.sum() // BLOCK), add, total)
