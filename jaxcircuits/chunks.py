@@ -13,14 +13,13 @@ import numpy as np
 
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import FEW, LARGE
 from jaxcircuits.taps import Network
 from jaxcircuits.threads import processors
 
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
 # Share of the device's memory that the calls under way may take, and their most in bytes.
-SHARE, MOST = 0.25, 8 << 30
+SHARE, MOST = 0.4, 10 << 30
 # Images in one device call: what is made once a call is shared, and memory stays small.
 IMAGES = 4
 # Images in one device call of an evaluation, and how large they may make a layer's output together, in bytes: it should
@@ -67,13 +66,12 @@ def sizes(
     *,
     images: int,
     by_weight: bool,
-    shared: bool,
     chunk: int | None,
     batch: int | None,
     features: int | None = None,
 ) -> Sizes:
     """Features and images a device call: those asked for, or what fits; and how many calls at a time. Of `features` in
-    all, chunks that choose themselves are alike. `shared` says whether features share more than the forward pass.
+    all, chunks that choose themselves are alike.
 
     Features together gain more than images together. On a CPU one call for each core, if there are enough features for
     each, gain more than one call with all cores: its many small products are not worth sharing out.
@@ -89,8 +87,7 @@ def sizes(
         rounds = -(-images // (IMAGES * streams))
         several = -(-images // (rounds * streams))
         batch = several if fitting(several, streams) >= LARGEST else 1
-    few = not shared and jax.default_backend() == "cpu" and largest(network.layers[name] for name in layers) > LARGE
-    most = chunk or max(1, min(FEW if few else LARGEST, fitting(batch, streams)))
+    most = chunk or max(1, min(LARGEST, fitting(batch, streams)))
     if features is not None:
         most = min(chunk, features) if chunk else evenly(features, most)
     return Sizes(most, batch, streams)
@@ -122,8 +119,9 @@ def _bytes_a_feature(network: Network, layers: tuple[str, ...], *, batch: int, b
     for layer in (network.layers[name] for name in layers):
         positions = layer.positions[0] * layer.positions[1]
         weights = layer.window[0] * layer.window[1] if by_weight else 1
-        # the gradient at the layer and what it is made from; statistic, its update and the scores
-        numbers += 3 * batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
+        # all gradients, as much as those take that are in memory at one time, and what they are made from; statistic,
+        # its update and the scores
+        numbers += batch * positions * layer.outputs + (2 * weights + 1) * layer.kernels
     return 4 * numbers
 
 

@@ -16,8 +16,9 @@ from jax import Array, lax
 
 from jaxcircuits.layers import Layer, strip_rows
 
-# A map of more numbers than this is large: on a CPU the gradients of more than a few features there miss the cache.
-LARGE, FEW = 1 << 18, 8
+# A map of more numbers than this is large: on a CPU the gradients of more than a few features there miss the cache,
+# unless so many share their support that it pays nevertheless.
+LARGE, FEW, MANY = 1 << 18, 8, 32
 
 
 def features_last(features: int) -> bool:

@@ -66,8 +66,7 @@ class Options:
     def sizes(self, network: Network, layers: Sequence[str], images: Any, features: int | None = None) -> Sizes:
         """How many features and images go into one device call."""
         asked: Any = {"by_weight": self.by_weight, "chunk": self.chunk, "batch": self.batch, "features": features}
-        shared = self.criterion == "actgrad"  # the maps of all kernels
-        return sizes(network, tuple(layers), images=count(images), shared=shared, **asked)
+        return sizes(network, tuple(layers), images=count(images), **asked)
 
 
 def resolved(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits import live
-from jaxcircuits.chunks import Sizes, device_memory, largest
+from jaxcircuits.chunks import Sizes, device_memory, evenly, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -20,12 +21,12 @@ from jaxcircuits.gradients import gradients, supports
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
-from jaxcircuits.ops import LARGE, features_last
+from jaxcircuits.ops import FEW, LARGE, MANY, features_last
 from jaxcircuits.paths import relevant
 from jaxcircuits.streams import Streams
 from jaxcircuits.taps import Network
 
-# With more than this share of a layer's gradients, gathering them is slower than multiplying zeros as well.
+# With more than this share of the products not zero, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
@@ -117,7 +118,10 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
 
 
 def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
-    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory."""
+    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; of those that
+    share little where layers are large, only few, whose gradients stay in a CPU's cache."""
+    if not plan.sparse and not plan.criterion.shared and _large(plan) and jax.default_backend() == "cpu":
+        size = size._replace(features=evenly(size.features, FEW))
     while size.features > 1 and program(plan, variables, size).bytes > FITS * device_memory():
         size = size.halved()
     return size
@@ -136,17 +140,24 @@ arranged = jax.jit(Plan.weights, static_argnums=0)
 def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tuple[str, ...]:
     """Which layers so many features should compute on their support: a fixed rule, looked up on the first image.
 
-    It pays on a CPU with enough features to share the search for the support, where ReLUs leave most gradients zero. In
-    networks with large layers gathering misses the cache; and to gather for some layers alone costs more than it saves,
-    for gradients change their order in memory in between.
+    It pays on a CPU with enough features to share the search for the support, more of them in networks with large
+    layers, whose gradients miss the cache, and where ReLUs and pools leave most products zero. It is all of them or
+    none, for gradients change their order in memory in between.
     """
-    large = largest(before(plan.network.layers, plan.target).values()) > LARGE
-    if plan.layers == (plan.target,) or not features_last(features) or large:
+    enough = features_last(features) and (features >= MANY or not _large(plan))
+    if plan.layers == (plan.target,) or not enough:
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
         shares = _support_shares(plan.network, plan.target, variables, jnp.asarray(block))
-    return tuple(name for name, share in shares.items() if share < SPARSE)
+    work = {n: la.kernels * math.prod((*la.window, *la.positions)) for n, la in plan.network.layers.items()}
+    left = sum(work[name] * float(share) for name, share in shares.items())
+    return tuple(shares) if left < SPARSE * sum(work[name] for name in shares) else ()
+
+
+def _large(plan: Plan) -> bool:
+    """Whether a layer before the target is."""
+    return largest(before(plan.network.layers, plan.target).values()) > LARGE
 
 
 @functools.partial(jax.jit, static_argnames=("network", "target"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax import lax
 
 import jaxcircuits as jc
-from jaxcircuits import passes, sparse
+from jaxcircuits import passes, scoring, sparse
 from jaxcircuits.chunks import evenly
 from jaxcircuits.layers import Layer
 from tests.test_criteria import assert_close
@@ -157,23 +157,53 @@ def test_the_rule(small):
     assert (few.record.sparse, many.record.sparse, smooth.record.sparse) == (False, True, False)
 
 
+def planned(monkeypatch, model, images, features, **options):
+    """What was compiled: the plan and the sizes of the last program."""
+    plans, program = [], passes.program
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "program", lambda plan, v, size: plans.append((plan, size)) or program(plan, v, size))
+        jc.score(model, images, features, **options)
+    return plans[-1]
+
+
+@pytest.mark.usefixtures("few_lengths")
+def test_all_layers_or_none(small, monkeypatch):
+    """By the share of all products that is left, not of each layer's."""
+    model = jc.Model(Wrapped(), random_variables(Wrapped(), (1, 13, 11, 3)), input_size=13)
+    features, images = jc.Features("third", range(9)), small.images[:2]
+    network = model.network(images.shape[1:])
+    found = passes.supports(network, model.variables, "third", jnp.asarray(images[:1]))
+    left = (3 * 5 * float(found["first"].mean()) + 5 * 6 * float(found["second"].mean())) / (3 * 5 + 5 * 6)
+    for share, sparse_ones in ((left - 0.01, ()), (left + 0.01, ("first", "second"))):
+        monkeypatch.setattr(passes, "SPARSE", share)
+        assert planned(monkeypatch, model, images, features)[0].sparse == sparse_ones
+
+
+@pytest.mark.usefixtures("few_lengths")
+def test_large_layers(small, monkeypatch):
+    """Many features on their support, and else few at a time, unless they share what is made for all."""
+    model, images = small.model, small.images[:1]
+    few, many = (jc.Features("layer1.conv1", np.arange(n) % 8) for n in (passes.MANY - 1, passes.MANY))
+    sizes = lambda *asked, **more: planned(monkeypatch, model, images, *asked, **more)[1].features  # noqa: E731
+    assert sizes(few) == passes.MANY - 1
+    monkeypatch.setattr(passes, "LARGE", 0)
+    assert planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == passes.MANY
+    assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == passes.FEW
+    assert sizes(few, criterion="actgrad") == sizes(few, chunk=passes.MANY - 1) == passes.MANY - 1
+
+
 @pytest.mark.usefixtures("few_lengths")
 def test_some_layers_on_their_support(small, monkeypatch):
-    """Those whose gradients are mostly zero, each by itself."""
+    """Where others cannot be."""
     model = jc.Model(Wrapped(), random_variables(Wrapped(), (1, 13, 11, 3)), input_size=13)
     features, images = jc.Features("third", range(9)), small.images[:2]
     _, plain = both_ways(monkeypatch, model, images, features)
-    network = model.network(images.shape[1:])
-    found = passes.supports(network, model.variables, "third", jnp.asarray(images[:1]))
-    first, second = (float(found[name].mean()) for name in ("first", "second"))
-    assert first != second
-    plans, program = [], passes.program
-    monkeypatch.setattr(passes, "program", lambda plan, *rest: plans.append(plan) or program(plan, *rest))
-    monkeypatch.setattr(passes, "SPARSE", max(first, second))
-    some = jc.score(model, images, features)
-    assert plans[0].sparse == ("first" if first < second else "second",)
-    for name in some.layers:
-        assert_close(some.values[name], np.asarray(plain.values[name]), 1e-5)
+    for one in ("first", "second"):
+        monkeypatch.setattr(scoring, "sparse_layers", lambda *_, one=one: (one,))
+        assert planned(monkeypatch, model, images, features)[0].sparse == (one,)
+        some = jc.score(model, images, features)
+        for name in some.layers:
+            assert_close(some.values[name], np.asarray(plain.values[name]), 1e-5)
 
 
 @pytest.mark.parametrize("total, most, size", [(64, 41, 32), (1, 9, 1), (8, 8, 8), (9, 4, 3), (100, 64, 50)])

@@ -92,7 +92,7 @@ def test_how_many_calls_at_a_time(small, monkeypatch):
     layers = tuple(name for name, layer in network.layers.items() if not layer.trouble)[:2]
 
     def sizes(images, **given):
-        asked = {"chunk": None, "batch": None, "shared": False} | given
+        asked = {"chunk": None, "batch": None} | given
         return chunks.sizes(network, layers, images=images, by_weight=False, **asked)
 
     monkeypatch.setattr(chunks, "cores", lambda: 4)
@@ -101,9 +101,6 @@ def test_how_many_calls_at_a_time(small, monkeypatch):
     assert sizes(9) == chunks.Sizes(chunks.LARGEST, 3, 4)
     assert sizes(100) == chunks.Sizes(chunks.LARGEST, 4, 4)
     assert sizes(8, batch=4, chunk=3) == chunks.Sizes(3, 4, 2)
-    with monkeypatch.context() as patch:  # few features where layers are large and they share little
-        patch.setattr(chunks, "LARGE", 100)
-        assert [sizes(8, shared=shared).features for shared in (False, True)] == [chunks.FEW, chunks.LARGEST]
     a_feature = chunks._bytes_a_feature(network, layers, batch=1, by_weight=False)
     monkeypatch.setattr(chunks, "_budget", lambda: 2.5 * chunks.ENOUGH * a_feature)
     assert sizes(8) == chunks.Sizes(int(1.25 * chunks.ENOUGH), 1, 2)

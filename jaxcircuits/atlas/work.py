@@ -57,7 +57,7 @@ class Work:
             progress(len(self.plan.features(which)) * count(self.images))
         options = Options(
             asked["criterion"], asked["absolute"] or "per_image", group.layers, asked["granularity"], asked["steps"],
-            asked["seed"] or 0, asked["precision"], group.chunk, group.batch,
+            asked["seed"] or 0, asked["precision"], batch=group.batch,
         )  # fmt: skip
         return score_levels(
             self.model, self.images, features, self.levels, options, lambda done: progress(done * share)

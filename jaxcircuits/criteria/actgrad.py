@@ -151,7 +151,7 @@ def _filters_shape(layer: Layer, features: int) -> tuple[int, ...]:
 def _of_filters(part) -> Criterion:
     before = Statistic(_filters_shape, partial(_filters, part), _finish_filters)
     target = Statistic(_filters_shape, partial(_filters_target, part), partial(_finish_filters_target, part))
-    return Criterion(before, before, target, of_outputs=True)
+    return Criterion(before, before, target, of_outputs=True, shared=True)
 
 
 def _of_kernels(part) -> Criterion:
@@ -159,6 +159,7 @@ def _of_kernels(part) -> Criterion:
         dense=Statistic(_dense_shape, partial(_dense, part), _finish_dense),
         on_support=Statistic(_on_support_shape, partial(_on_support, part), _finish_on_support),
         target=Statistic(_dense_shape, partial(_target, part), partial(_finish_target, part)),
+        shared=True,
     )
 
 

@@ -32,12 +32,14 @@ class Criterion(NamedTuple):
         target: of the feature's own layer, whose output gradient is the outer product of c (F, N, P) and d (F, O).
             Added are x, c, d and w; d and w finish.
         of_outputs: x is not the layer's input but its output (N, H', W', O), with the bias.
+        shared: features share more than the forward pass also where the support is dense.
     """
 
     dense: Statistic
     on_support: Statistic
     target: Statistic
     of_outputs: bool = False
+    shared: bool = False
 
 
 def same(a: Array) -> Array:
