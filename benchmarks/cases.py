@@ -65,9 +65,9 @@ FULL = (
     *(Case("alexnet", "features.10", what, f, 4) for what in ("snip", "actgrad") for f in (1, 16, 256)),
     *(Case("alexnet", f"features.{n}", f"force {keep}", 4, 4) for n in (6, 10) for keep in (0.1, 0.01)),
     *(
-        Case("vgg16", f"features.{n}", what, features, 1)
+        Case("vgg16", f"features.{n}", *size)
         for n in (17, 28)
-        for what, features in (("snip", 64), ("actgrad", 64), ("curve", 1))
+        for size in (("snip", 64, 2), ("actgrad", 64, 2), ("curve", 1, 1))
     ),
 )
 SCALING = tuple(
