@@ -11,7 +11,7 @@ import numpy as np
 from jaxcircuits.ablation import mean_contributions
 from jaxcircuits.atlas.checking import SCORES
 from jaxcircuits.atlas.store import Chunk, ChunkId, Plan, packed
-from jaxcircuits.chunks import chunk_at
+from jaxcircuits.chunks import LARGEST, chunk_at
 from jaxcircuits.criteria import BASELINES, STEPS
 from jaxcircuits.data import count
 from jaxcircuits.features import Features
@@ -55,9 +55,11 @@ class Work:
         share = len(self.plan.features(which)) / len(features)
         if asked["criterion"] in BASELINES:
             progress(len(self.plan.features(which)) * count(self.images))
+        # unless it was asked to be larger than any chooses itself, scored in as many parts as is fastest
+        chunk = group.chunk if group.chunk > LARGEST else None
         options = Options(
             asked["criterion"], asked["absolute"] or "per_image", group.layers, asked["granularity"], asked["steps"],
-            asked["seed"] or 0, asked["precision"], batch=group.batch,
+            asked["seed"] or 0, asked["precision"], chunk, group.batch,
         )  # fmt: skip
         return score_levels(
             self.model, self.images, features, self.levels, options, lambda done: progress(done * share)
