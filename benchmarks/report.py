@@ -109,7 +109,12 @@ def block(files: Sequence[str], root: Path = ROOT, page: str = PAGES[0]) -> str:
 def named(text: str) -> list[str]:
     """The files that the first of a page's comments names."""
     found = BLOCK.search(text)
-    return (found["files"] or "").split() if found else []
+    return files_of(found) if found else []
+
+
+def files_of(found: re.Match[str]) -> list[str]:
+    """The files that one of these comments names."""
+    return (found["files"] or "").split()
 
 
 def filled(text: str, chosen: Sequence[str], root: Path = ROOT, page: str = PAGES[0]) -> str:
@@ -118,7 +123,7 @@ def filled(text: str, chosen: Sequence[str], root: Path = ROOT, page: str = PAGE
 
     def of(found: re.Match[str]) -> str:
         same = first is not None and found.start() == first.start()
-        return block(chosen if same else (found["files"] or "").split(), root, page)
+        return block(chosen if same else files_of(found), root, page)
 
     return BLOCK.sub(of, text)
 
@@ -144,11 +149,14 @@ def main(files: tuple[str, ...], root: Path) -> None:
         raise click.UsageError(f"there is no file {absent[0]!r}")
     pages = {page: (root / page).read_text() for page in PAGES if (root / page).exists()}
     texts = {page: filled(text, chosen, root, page) for page, text in pages.items()}
-    for file in chosen:
-        draw(root / picture(file), json.loads((root / file).read_text()))
+    shown = dict.fromkeys(file for text in texts.values() for found in BLOCK.finditer(text) for file in files_of(found))
+    documents = {file: json.loads((root / file).read_text()) for file in shown}
+    drawn = [file for file, document in documents.items() if document["kind"] != "visualisation"]
+    for file in drawn:
+        draw(root / picture(file), documents[file])
     for page, text in texts.items():
         (root / page).write_text(text)
-    click.echo(f"{' and '.join(texts)}, {', '.join(picture(file) for file in chosen)} are written")
+    click.echo(f"{' and '.join(texts)}, {', '.join(picture(file) for file in drawn)} are written")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ def test_report_writes_table_and_plots(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     # the page on speed has the same, seen from its place, and other figures
     (tmp_path / "docs" / "speed.md").write_text(
-        "<!-- benchmarks -->\n<!-- /benchmarks -->\n\n<!-- benchmarks: results/made.json -->\n<!-- /benchmarks -->\n"
+        "<!-- benchmarks -->\n<!-- /benchmarks -->\n\n<!-- benchmarks: results/made.json results/whole.json -->\n"
+        "<!-- /benchmarks -->\n"
     )
     made = {
         "feature": "features.3:8",
@@ -205,10 +206,12 @@ def test_report_writes_table_and_plots(tmp_path):
         "lucent": [262, 1],
         "seconds": [2.46, 90],
     }
+    (tmp_path / "results/whole.json").write_text((tmp_path / files[0]).read_text())
     (tmp_path / "results/made.json").write_text(json.dumps(document("visualisation") | {"rows": [made]}))
     assert CliRunner().invoke(report.main, ["--root", str(tmp_path)]).exit_code == 0
     speed = (tmp_path / "docs" / "speed.md").read_text()
     assert row in speed and "](cases.png)" in speed and "| features.3:8 | 128 | 2.5 s | 90.0 s | 263 | 262 |" in speed
+    assert speed.count(row) == 2 and "](whole.png)" in speed and (tmp_path / "docs" / "whole.png").exists()
     (tmp_path / "docs" / "speed.md").unlink()
     # once the README names them, no files need be given, and nothing changes
     assert report.named(text) == files and report.BLOCK.findall(text)
@@ -227,6 +230,8 @@ def test_pages_show_the_figures_of_their_json(page):
     assert report.named(text) == blocks[0] == report.named((report.ROOT / "README.md").read_text())
     assert report.filled(text, blocks[0], page=page) == text
     assert all((report.ROOT / page).parent.joinpath(report.picture(file, page)).exists() for file in blocks[0])
+    pictures = re.findall(r"!\[[^]]+\]\(((?!http)[^)]*[.]png)\)", text)
+    assert all((report.ROOT / page).parent.joinpath(picture).exists() for picture in pictures)
 
 
 @pytest.mark.parametrize(
