@@ -150,9 +150,10 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
         shares = _support_shares(plan.network, plan.target, variables, jnp.asarray(block))
-    work = {n: la.kernels * math.prod((*la.window, *la.positions)) for n, la in plan.network.layers.items()}
+    layers = {name: plan.network.layers[name] for name in shares}
+    work = {name: layer.kernels * math.prod((*layer.window, *layer.positions)) for name, layer in layers.items()}
     left = sum(work[name] * float(share) for name, share in shares.items())
-    return tuple(shares) if left < SPARSE * sum(work[name] for name in shares) else ()
+    return tuple(shares) if left < SPARSE * sum(work.values()) else ()
 
 
 def _large(plan: Plan) -> bool:
