@@ -77,9 +77,10 @@ def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list
         if not all(bool(jnp.isfinite(one.values[name]).all()) for name in one.layers):
             raise InputError("the scores hold values that are not finite; the images or weights do, too")
         codes = _codes(one.layers, dict(one.values), dict(one.relevant))
-        thresholds = _thresholds(codes, jnp.asarray(np.stack(counts, -1)))
-        for at, k in enumerate(numbers):
-            found = _over(one.layers, dict(one.values), codes, *(a[:, at] for a in thresholds))
+        of_all = _sorted_thresholds if jax.default_backend() == "cpu" else _thresholds
+        thresholds = map(np.asarray, of_all(codes, np.stack(counts, -1)))
+        for k, *of_one in zip(numbers, *(a.T for a in thresholds), strict=True):
+            found = _over(one.layers, dict(one.values), codes, *of_one)
             masks[k] = {name: found[name] for name in one.layers}  # `jit` sorts dictionaries
     return masks
 
@@ -101,7 +102,8 @@ def _codes(layers: tuple[str, ...], values: Masks, relevant: Masks) -> Array:
 
 @jax.jit
 def _thresholds(codes: Array, counts: Array) -> tuple[Array, Array]:
-    """The k-th largest code for counts k (F, K), and how many of its ties are among the first k: (F, K) both.
+    """The k-th largest code for counts k (F, K), and the place of the last of its ties that is among the first k:
+    (F, K) both.
 
     The 32 bits of each are found by bisection.
     """
@@ -114,20 +116,36 @@ def _thresholds(codes: Array, counts: Array) -> tuple[Array, Array]:
         return jnp.where(at_least(higher) >= counts, higher, threshold)
 
     threshold = lax.fori_loop(0, 32, bisect, jnp.zeros(counts.shape, jnp.uint32))
-    return threshold, counts - at_least(threshold + 1)
+    over = at_least(threshold + 1)
+    enough, end = at_least(threshold) > counts, jnp.full(counts.shape, codes.shape[1], jnp.int32)
+
+    def of_level(given: tuple[Array, Array]) -> Array:  # one after another, for memory
+        threshold, left = given
+        tied = codes == threshold[:, None]
+        return (jnp.cumsum(tied, axis=1, dtype=jnp.int32) < left[:, None]).sum(1, dtype=jnp.int32)
+
+    def places() -> Array:
+        return lax.map(of_level, (threshold.T, (counts - over).T)).T
+
+    return threshold, lax.cond(enough.any(), places, lambda: end)
+
+
+def _sorted_thresholds(codes: Array, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_thresholds` by sorting, with NumPy: 20 to 50 times as fast on a CPU for the levels of a curve."""
+    thresholds, places = np.empty(counts.shape, np.uint32), np.empty(counts.shape, np.int32)
+    for f, row in enumerate(np.asarray(codes)):
+        ordered = np.sort(row)
+        thresholds[f] = ordered[len(row) - counts[f]]
+        left = counts[f] - (len(row) - np.searchsorted(ordered, thresholds[f], "right"))
+        places[f] = [np.flatnonzero(row == t)[n - 1] for t, n in zip(thresholds[f], left, strict=True)]
+    return thresholds, places
 
 
 @functools.partial(jax.jit, static_argnames="layers")
-def _over(layers: tuple[str, ...], like: Masks, codes: Array, threshold: Array, left: Array) -> Masks:
-    """The masks, of the values' shapes, of what is over a threshold (F,) or among the first `left` (F,) ties."""
-    tied, left = codes == threshold[:, None], left[:, None]
-
-    def first() -> Array:
-        return tied & (jnp.cumsum(tied, axis=1, dtype=jnp.int32) <= left)
-
-    some = (tied.sum(1, keepdims=True) > left).any()
-    chosen = (codes > threshold[:, None]) | lax.cond(some, first, lambda: tied)
-    masks, start = {}, 0
+def _over(layers: tuple[str, ...], like: Masks, codes: Array, threshold: Array, place: Array) -> Masks:
+    """The masks, of the values' shapes, of what is over a threshold (F,) or equal to it up to a place (F,)."""
+    tied = (codes == threshold[:, None]) & (jnp.arange(codes.shape[1]) <= place[:, None])
+    chosen, masks, start = (codes > threshold[:, None]) | tied, {}, 0
     for name in layers:
         shape = (len(codes), *reversed(like[name].shape[1:]))
         end = start + math.prod(shape[1:])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxcircuits as jc
-from jaxcircuits.masks import keep_counts
+from jaxcircuits.masks import keep_counts, top
 from jaxcircuits.scores import Record, Scores
 from tests import twins
 
@@ -60,6 +60,17 @@ def test_kernels_are_kept_exactly_and_nested(values, count):
     for f in range(FEATURES):
         assert sum(int(mask[f].sum()) for mask in masks.values()) == count
     assert all((masks[name] >= fewer[name]).all() for name in SHAPES)
+
+
+@given(values, relevance, st.integers(1, 3))
+def test_what_is_compiled_keeps_the_same(values, relevant, count):
+    for mask in relevant.values():
+        mask[:, 0, 0] = True
+    scores = scores_of(values, relevant)
+    masks = jc.top_kernels(scores, kernels=count)
+    compiled = top(tuple(SHAPES), scores.values, scores.relevant, jnp.full(FEATURES, count))
+    for name in SHAPES:
+        np.testing.assert_array_equal(compiled[name], masks[name])
 
 
 def test_numbers_below_the_normal_ones_keep_their_order():
