@@ -25,8 +25,8 @@ from jaxcircuits.ops import convolve, pick
 GROUP, LENGTHS = 32, 8
 # Layers of fewer input channels, such as the first, are computed whole or not at all.
 FEW = 16
-# A staircase of more than this share of all kernels is slower than one whole convolution, and than one by tiles.
-DENSE, DENSE_BY_TILES = 0.85, 0.45
+# A staircase of more than this share of all kernels is slower than one whole convolution.
+DENSE = 0.85
 # How many of the first masked layers may start from the full network's outputs; nearly every circuit drops kernels in
 # the first two.
 NEAR = 2
@@ -65,20 +65,27 @@ def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str
 
 
 def all_terms(
-    layers: Mapping[str, Layer], names: tuple[str, ...], masks: Arrays, offsets: Arrays, full: Masks, pairs: Masks
+    layers: Mapping[str, Layer],
+    names: tuple[str, ...],
+    masks: Arrays,
+    offsets: Arrays,
+    full: Masks,
+    pairs: Masks,
+    images: int,
 ) -> dict[str, Terms]:
     """The terms of these layers of one circuit with the masks {layer: (I, O)} and offsets {layer: (O,)}, which are
-    added elsewhere; `full` are the outputs of some layers in the full network, `pairs` the kernels of these."""
+    added elsewhere, on so many images; `full` are the outputs of some layers in the full network, `pairs` the kernels
+    of these."""
     if not names:
         return {}
     given = {name: np.asarray(masks[name]) for name in layers if name in masks}
     order = list(layers)
     changed = (order.index(n) for n, mask in given.items() if not mask.all() or np.any(offsets.get(n, 0)))
     first = next(changed, len(order))
-    return {n: terms(layers[n], given[n], full.get(n), pairs[n], order.index(n) <= first) for n in names}
+    return {n: terms(layers[n], given[n], full.get(n), pairs[n], order.index(n) <= first, images) for n in names}
 
 
-def terms(layer: Layer, mask: np.ndarray, full: Array | None, pairs: Array, near: bool) -> Terms:
+def terms(layer: Layer, mask: np.ndarray, full: Array | None, pairs: Array, near: bool, images: int) -> Terms:
     """The terms of a layer with the mask (I, O); `near`: it sees what it sees in the full network."""
     inputs = len(mask)
     from_full = (2 * mask.sum(0) > inputs) & (near and full is not None)
@@ -89,7 +96,7 @@ def terms(layer: Layer, mask: np.ndarray, full: Array | None, pairs: Array, near
     needs = reach[columns][::GROUP].astype(np.int32)
     lengths = _lengths(inputs)
     work = lengths[np.searchsorted(lengths, needs[needs > 0])].sum() * GROUP
-    dense = mask.size * (DENSE_BY_TILES if winograd.suited(layer) else DENSE)
+    dense = mask.size * DENSE * winograd.share(layer, images)
     way = 0 if not work else 2 if work > dense or inputs < FEW else 1
     if way == 2:
         from_full, wanted = np.zeros_like(from_full), mask
@@ -134,8 +141,8 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         return nothing() + pick(y, back)
 
     def whole() -> Array:
-        of_all = winograd.convolve if winograd.suited(layer) else convolve
-        return of_all(layer, x, kernel * terms.factors) + bias
+        m, weights = winograd.side(layer, len(x)), kernel * terms.factors
+        return (winograd.convolve(layer, x, weights, m) if m else convolve(layer, x, weights)) + bias
 
     return lax.switch(terms.way, [nothing, staircase, whole])
 

@@ -163,7 +163,8 @@ class Circuits(NamedTuple):
         """Of circuit k of feature f: masks that are multiplied into the weights, terms, stems and offsets."""
         mask = {name: m[f] for name, m in self.masks[k].items()}
         offsets = {name: np.asarray(offset[f]) for name, offset in self.offsets[k].items()}
-        terms = masked.all_terms(self.network.layers, self.by_terms[k], mask, offsets, seen.near, self.pairs)
+        layers, names = self.network.layers, self.by_terms[k]
+        terms = masked.all_terms(layers, names, mask, offsets, seen.near, self.pairs, len(seen.block))
         rest = {name: m for name, m in mask.items() if name not in terms}
         grown = {n: (stem, self.shared.chosen[k, f]) for n, (stem, _) in seen.grown.items()} if self.shared else {}
         return rest, terms, grown, offsets

@@ -1,14 +1,18 @@
-r"""Convolutions with windows of 3 x 3 by Winograd's algorithm F(2 x 2, 3 x 3), for a CPU.
+r"""Convolutions with small windows by Winograd's algorithm F(m x m, r x r), for a CPU.
 
-A tile of 2 x 2 outputs y sees inputs d of 4 x 4. With a kernel k, and a product element by element,
+A tile of m x m outputs y sees inputs d (n, n), n = m + r - 1. With a kernel k (r, r), and a product element by element,
 
-    y = A' [(G k G') * (B' d B)] A    B' = 1  0 -1  0    G = 1    0    0    A' = 1 1  1  0
-                                           0  1  1  0        1/2  1/2  1/2       0 1 -1 -1
-                                           0 -1  1  0        1/2 -1/2  1/2
-                                           0  1  0 -1        0    0    1
+    y = A' [(G k G') * (B' d B)] A
 
-so that channels are summed by 16 matrix products for 4 positions, where 36 are needed as it stands: 2.25 times fewer
-multiplications, and equal to rounding. Tiles are taken by strips that stay in the cache.
+so that channels are summed by n^2 matrix products for m^2 positions, where r^2 m^2 are needed as it stands: 2.25 times
+fewer multiplications for F(2 x 2, 3 x 3), 4 times for F(4 x 4, 3 x 3). The results differ by rounding, up to 1e-6 of
+the largest value in the first and 1e-5 in the second. Tiles are taken by strips that stay in the cache.
+
+Of n - 1 points p and the one at infinity (the last row), with the polynomials b_i(t) = prod over j != i of (t - p_j):
+
+    A'[a, i] = p_i^a    G[i, b] = p_i^b / b_i(p_i)    B'[i, :] = the coefficients of b_i
+
+and at infinity A' = 1 for a = m - 1, G = 1 for b = r - 1, else 0; B' holds those of the product over all j.
 
 Shapes: N images, C input and O output channels, T tiles of a strip.
 
@@ -18,53 +22,88 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxcircuits.layers import Layer, Pair, strip_rows
 
-# Channels (input times output ones, and the fewer of them) below which the sums beside the products cost too much.
-CHANNELS, THIN = 128 * 128, 64
+POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)
+# Outputs along a tile's side that there is a choice of, and windows.
+SIDES, WINDOWS = (2, 4), (3, 5)
+# What transforms take for each number that they make, of maps and of kernels, in multiply-adds of a product.
+MAPS, KERNELS = 70, 45
+# More numbers than these, of a layer's kernels, are memory that is new to each call, and has to be cleared.
+MOST = 1 << 23
+# Fewer channels than this, of inputs or outputs, make thin products.
+THIN = 64
 # Tiles of a strip.
 STRIP = 256
 
-Parts = Sequence[Sequence[Array]]
+
+def side(layer: Layer, images: int) -> int | None:
+    """Outputs along a tile's side for which so many images take least; None where a convolution takes less, or there is
+    no fast way: on anything but a CPU, which has kernels of its own."""
+    return _best(layer, images)[1]
 
 
-def suited(layer: Layer) -> bool:
-    """Whether a layer is faster this way; on a CPU alone, for others have kernels of their own."""
-    regular = layer.window == (3, 3) and layer.strides == layer.dilation == (1, 1) and layer.ungrouped
-    enough = layer.kernels >= CHANNELS and min(layer.inputs, layer.outputs) >= THIN
-    return regular and enough and jax.default_backend() == "cpu"
+def share(layer: Layer, images: int) -> float:
+    """How long the layer takes, as a share of what a convolution does: at most 1."""
+    return _best(layer, images)[0]
 
 
-def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
-    """x (N, H, W, C), kernel (3, 3, C, O) -> (N, H', W', O)."""
-    images, positions, outputs = len(x), layer.positions, kernel.shape[-1]
-    tiles = -(-positions[0] // 2), -(-positions[1] // 2)
-    size = _strip_size(images, tiles)
-    whole = size[1] == tiles[0]
-    x = _padded(layer, x, tiles)
-    weights = jnp.stack(_flat(_both(_of_kernel, kernel)))
+def _best(layer: Layer, images: int) -> tuple[float, int | None]:
+    window = layer.window[0]
+    regular = layer.window in {(n, n) for n in WINDOWS} and layer.strides == layer.dilation == (1, 1)
+    if not regular or not layer.ungrouped or min(layer.inputs, layer.outputs) < THIN or jax.default_backend() != "cpu":
+        return 1, None
+    plain = images * math.prod(layer.positions) * window**2 * layer.kernels
+    sides = (m for m in SIDES if _points(layer, m) * layer.kernels <= MOST)
+    ways = ((_work(layer, images, m) / plain, m) for m in sides)
+    return min((1, None), *ways, key=lambda way: way[0])
+
+
+def _work(layer: Layer, images: int, m: int) -> int:
+    tiles, channels = images * math.prod(_tiles(layer, m)), layer.inputs + layer.outputs
+    return _points(layer, m) * (layer.kernels * (tiles + KERNELS) + MAPS * tiles * channels)
+
+
+def _points(layer: Layer, m: int) -> int:
+    return (m + layer.window[0] - 1) ** 2
+
+
+def _tiles(layer: Layer, m: int) -> Pair:
+    height, width = (-(-n // m) for n in layer.positions)
+    return height, width
+
+
+def convolve(layer: Layer, x: Array, kernel: Array, m: int) -> Array:
+    """x (N, H, W, C), kernel (r, r, C, O) -> (N, H', W', O), by tiles of m x m outputs."""
+    images, positions, (r, *_, outputs) = len(x), layer.positions, kernel.shape
+    tiles, (a, g, b) = _tiles(layer, m), _matrices(m, r)
+    images_, rows = _strip_size(images, tiles)
+    x = _padded(layer, x, tiles, m, r)
+    kernel = kernel.swapaxes(0, 1)  # as the parts of a tile stand: along its width, along its height
+    weights = (np.kron(g, g) @ kernel.reshape(r * r, -1)).reshape(-1, *kernel.shape[2:])
+    heights = tiles[0] // rows
 
     def strip(s: Array, y: Array) -> Array:
-        n, row = s // (tiles[0] // size[1]) * size[0], s % (tiles[0] // size[1]) * size[1]
-        at = n, 2 * row, jnp.int32(0), jnp.int32(0)
-        seen = _seen(lax.dynamic_slice(x, at, (size[0], 2 * size[1] + 2, *x.shape[2:])), (size[1], tiles[1]))
-        found = jnp.einsum("tpc,tco->tpo", seen, weights).reshape(4, 4, size[0], size[1], tiles[1], outputs)
-        parts = _both(_of_outputs, found)
-        rows = jnp.stack([jnp.stack(row, 3) for row in parts], 2).reshape(size[0], 2 * size[1], -1, outputs)
-        if whole:  # no more than the images have
-            rows = rows[:, : positions[0], : positions[1]]
-        return lax.dynamic_update_slice(y, rows, at)
+        at = s // heights * images_, s % heights * rows * m, jnp.int32(0), jnp.int32(0)
+        seen = lax.dynamic_slice(x, at, (images_, rows * m + r - 1, *x.shape[2:]))
+        seen = _by_columns(b, _by_rows(b, seen, m), m)
+        found = jnp.einsum("tpc,tco->tpo", seen.reshape(len(weights), -1, seen.shape[-1]), weights)
+        found = found.reshape(len(b), len(b), images_, rows, tiles[1], outputs)
+        parts = _combined(a, jnp.moveaxis(_combined(a, found), 1, 0))
+        whole = parts.transpose(2, 3, 0, 4, 1, 5).reshape(images_, rows * m, -1, outputs)
+        return lax.dynamic_update_slice(y, whole, at)
 
-    shape = positions if whole else (2 * tiles[0], 2 * tiles[1])
-    strips = images // size[0] * (tiles[0] // size[1])
-    y = lax.fori_loop(0, strips, strip, jnp.zeros((images, *shape, outputs)))
+    y = jnp.zeros((images, tiles[0] * m, tiles[1] * m, outputs))
+    y = lax.fori_loop(0, images // images_ * heights, strip, y)
     return y[:, : positions[0], : positions[1]]
 
 
@@ -75,39 +114,40 @@ def _strip_size(images: int, tiles: Pair) -> Pair:
     return 1, strip_rows(*tiles, STRIP)
 
 
-def _padded(layer: Layer, x: Array, tiles: Pair) -> Array:
+def _padded(layer: Layer, x: Array, tiles: Pair, m: int, r: int) -> Array:
     """x (N, H, W, C) with zeros around it, as large as the tiles see."""
     before = layer.padding[0][0], layer.padding[1][0]
-    axes = [(b, 2 * t + 2 - b - n, 0) for b, t, n in zip(before, tiles, x.shape[1:3], strict=True)]
+    axes = [(b, m * t + r - 1 - b - n, 0) for b, t, n in zip(before, tiles, x.shape[1:3], strict=True)]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *axes, (0, 0, 0)])
 
 
-def _seen(x: Array, tiles: Pair) -> Array:
-    """B' d B of all tiles of x (N, H, W, C): (16, T, C)."""
-    spans = [2 * n - 1 for n in tiles]
-    patches = [[x[:, i : i + spans[0] : 2, j : j + spans[1] : 2] for j in range(4)] for i in range(4)]
-    return jnp.stack(_flat(_both(_of_inputs, patches))).reshape(16, -1, x.shape[-1])
+def _by_rows(b: np.ndarray, x: Array, m: int) -> Array:
+    """B' d along the height of x (N, H, W, C): (n, N, H / m, W, C)."""
+    span = x.shape[1] - len(b) + 1
+    return _combined(b, [x[:, i : i + span : m] for i in range(len(b))])
 
 
-def _both(rule: Callable[..., Sequence[Array]], parts: Parts | Array) -> Parts:
-    """A linear rule along the second axis of parts[i][j], and along the first."""
-    rows = [rule(*row) for row in parts]
-    columns = [rule(*column) for column in zip(*rows, strict=True)]
-    return list(zip(*columns, strict=True))
+def _by_columns(b: np.ndarray, x: Array, m: int) -> Array:
+    """B' d along the width of x (n, N, T, W, C): (n along W, n along H, N, T, W / m, C)."""
+    span = x.shape[3] - len(b) + 1
+    return _combined(b, [x[:, :, :, i : i + span : m] for i in range(len(b))])
 
 
-def _flat(parts: Parts) -> list[Array]:
-    return [part for row in parts for part in row]
+def _combined(matrix: np.ndarray, parts: Iterable[Array] | Array) -> Array:
+    """matrix (a, b) times b arrays of one shape: (a, ...), added up as they are, for products so thin are slow."""
+    parts = list(parts)
+    rows = ([(c, part) for c, part in zip(row.tolist(), parts, strict=True) if c] for row in matrix)
+    return jnp.stack([functools.reduce(jnp.add, (part if c == 1 else c * part for c, part in row)) for row in rows])
 
 
-# One axis of B' d, G k and A' m.
-def _of_inputs(a, b, c, d):
-    return a - c, b + c, c - b, b - d
-
-
-def _of_kernel(a, b, c):
-    return a, (a + b + c) / 2, (a - b + c) / 2, c
-
-
-def _of_outputs(a, b, c, d):
-    return a + b + c, b - c - d
+@functools.cache
+def _matrices(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A' (m, n), G (n, r), B' (n, n)."""
+    points = np.array(POINTS[: m + r - 2], float)
+    others = [np.delete(points, i) for i in range(len(points))]
+    b = np.stack([*(np.append(np.poly(other)[::-1], 0) for other in others), np.poly(points)[::-1]])
+    scales = np.array([np.prod(p - other) for p, other in zip(points, others, strict=True)])
+    last = np.eye(1, r, r - 1), np.eye(m, 1, 1 - m)
+    g = np.concatenate([np.vander(points, r, increasing=True) / scales[:, None], last[0]])
+    a = np.concatenate([np.vander(points, m, increasing=True).T, last[1]], 1)
+    return a.astype(np.float32), g.astype(np.float32), b.astype(np.float32)

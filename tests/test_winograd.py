@@ -1,6 +1,7 @@
 """Convolutions by tiles against convolutions as they stand."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,16 @@ import jaxcircuits as jc
 from jaxcircuits import masked, winograd
 from jaxcircuits.layers import Layer
 
+TOLERANCE = {(2, 3): 3e-6, (2, 5): 1e-5, (4, 3): 3e-5, (4, 5): 3e-5}  # {(m, r): of the largest value}
 
-def layer_of(height, width, padding, inputs=3, outputs=5):
-    size = height + sum(padding[0]) - 2, width + sum(padding[1]) - 2
+
+def layer_of(height, width, padding, inputs=3, outputs=5, window=3):
+    size = height + sum(padding[0]) - window + 1, width + sum(padding[1]) - window + 1
     return Layer(
         name="a",
         path=("a",),
         kind="conv",
-        window=(3, 3),
+        window=(window, window),
         strides=(1, 1),
         padding=padding,
         dilation=(1, 1),
@@ -37,26 +40,41 @@ def drawn(rng, *shape):
     return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
 
-def close(layer, x, kernel):
-    with jax.default_matmul_precision("highest"):
-        found = winograd.convolve(layer, x, kernel)
-        options = {"padding": layer.padding, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        expected = lax.conv_general_dilated(x, kernel, (1, 1), **options)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
-
-
 sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 
 @given(
-    st.integers(3, 15), st.integers(3, 15), st.tuples(sides, sides), st.integers(1, 4), st.sampled_from([1, 8, 30, 256])
+    st.integers(5, 15),
+    st.integers(5, 15),
+    st.tuples(sides, sides),
+    st.integers(1, 4),
+    st.sampled_from([1, 8, 30, 256]),
+    st.sampled_from(list(TOLERANCE)),
 )
-@settings(max_examples=25, deadline=None)
-def test_any_size_padding_and_strip(height, width, padding, images, strip):
-    layer, rng = layer_of(height, width, padding), np.random.default_rng(0)
-    with pytest.MonkeyPatch.context() as patch:
+@settings(max_examples=40, deadline=None)
+def test_any_size_padding_strip_side_and_window(height, width, padding, images, strip, side_and_window):
+    side, window = side_and_window
+    layer, rng = layer_of(height, width, padding, window=window), np.random.default_rng(0)
+    x, kernel = drawn(rng, images, *layer.input_shape), drawn(rng, window, window, 3, 5)
+    with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
-        close(layer, drawn(rng, images, *layer.input_shape), drawn(rng, 3, 3, 3, 5))
+        found = winograd.convolve(layer, x, kernel, side)
+        options = {"padding": layer.padding, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        expected = lax.conv_general_dilated(x, kernel, (1, 1), **options)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[side, window] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("m", "r"), TOLERANCE)
+def test_matrices_are_exact(m, r):
+    """In whole numbers and halves there is no rounding but that of G."""
+    a, g, b = (matrix.astype(float) for matrix in winograd._matrices(m, r))
+    rng = np.random.default_rng(0)
+    d, k = rng.integers(-9, 10, m + r - 1), rng.integers(-9, 10, r)
+    np.testing.assert_allclose(a @ ((g @ k) * (b @ d)), np.correlate(d, k, "valid"), atol=1e-4)
+
+
+def test_every_side_and_window_is_tested():
+    assert set(TOLERANCE) == set(itertools.product(winograd.SIDES, winograd.WINDOWS))
 
 
 def test_strips_of_rows_and_of_images():
@@ -68,23 +86,30 @@ def test_strips_of_rows_and_of_images():
 
 def test_what_is_dead_stays_exactly_zero():
     layer, rng = layer_of(8, 8, ((1, 1), (1, 1))), np.random.default_rng(0)
-    y = winograd.convolve(layer, drawn(rng, 2, 8, 8, 3), drawn(rng, 3, 3, 3, 5).at[..., 4].set(0))
-    assert not y[..., 4].any() and y[..., :4].all()
+    for m in winograd.SIDES:
+        y = winograd.convolve(layer, drawn(rng, 2, 8, 8, 3), drawn(rng, 3, 3, 3, 5).at[..., 4].set(0), m)
+        assert not y[..., 4].any() and y[..., :4].all()
 
 
 def test_only_where_it_pays():
-    layer = layer_of(14, 14, ((1, 1), (1, 1)), 128, 256)
-    assert winograd.suited(layer) == (jax.default_backend() == "cpu")
+    on_cpu = jax.default_backend() == "cpu"
+    around = (1, 1), (1, 1)
+    large, small = layer_of(56, 56, around, 256, 256), layer_of(14, 14, around, 512, 512)
+    assert winograd.side(large, 1) == (4 if on_cpu else None)
+    assert winograd.side(small, 1) == (2 if on_cpu else None), "a transform of 36 numbers a kernel would be too large"
+    assert winograd.side(layer_of(8, 8, around, 512, 512), 1) is None, "kernels would be most of the work"
+    assert winograd.share(large, 4) <= winograd.share(large, 1) <= (0.5 if on_cpu else 1)
     others = (
-        {"window": (5, 5)},
+        {"window": (3, 5)},
+        {"window": (1, 1)},
         {"strides": (2, 2)},
         {"dilation": (2, 2)},
         {"groups": 2},
-        {"inputs": 32},
         {"inputs": 63},
     )
     for other in others:
-        assert not winograd.suited(dataclasses.replace(layer, outputs=1024 if "inputs" in other else 256, **other))
+        layer = dataclasses.replace(large, **other)
+        assert winograd.side(layer, 1) is None and winograd.share(layer, 1) == 1
 
 
 def test_circuits_of_alexnet_by_tiles(monkeypatch, alexnet):
@@ -94,13 +119,13 @@ def test_circuits_of_alexnet_by_tiles(monkeypatch, alexnet):
     masks = {name: rng.random((1, layers[name].inputs, layers[name].outputs)) < 0.8 for name in names}
     used, original = [], winograd.convolve
 
-    def spied(layer, x, kernel):
+    def spied(layer, x, kernel, m):
         used.append(layer.name)
-        return original(layer, x, kernel)
+        return original(layer, x, kernel, m)
 
     monkeypatch.setattr(winograd, "convolve", spied)
     by_tiles = jc.evaluate(alexnet, images, features, masks)
-    assert set(used) == ({"features.6", "features.8"} if jax.default_backend() == "cpu" else set())
+    assert set(used) == ({"features.3", "features.6", "features.8"} if jax.default_backend() == "cpu" else set())
     monkeypatch.setattr(masked, "suited", lambda *_: ())
     plain = jc.evaluate(alexnet, images, features, masks)
     for name in ("mean_x", "xx", "xy", "error"):
