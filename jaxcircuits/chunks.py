@@ -47,16 +47,24 @@ class Sizes(NamedTuple):
     """How the work is cut.
 
     Attributes:
-        features, images: of one device call.
-        streams: calls that run at the same time, each with sums of its own.
+        features: of a chunk.
+        images: of one device call.
+        streams: calls with other images that run at the same time, each with sums of its own.
+        parts: into how many calls a chunk's features are divided, which run at the same time as well.
     """
 
     features: int
     images: int
     streams: int
+    parts: int = 1
+
+    @property
+    def together(self) -> int:
+        """Features of one device call."""
+        return -(-self.features // self.parts)
 
     def halved(self) -> Sizes:
-        """With half as many features a call."""
+        """With half as many features a chunk."""
         return self._replace(features=-(-self.features // 2))
 
 
@@ -74,7 +82,8 @@ def sizes(
     all, chunks that choose themselves are alike.
 
     Features together gain more than images together. On a CPU one call for each core, if there are enough features for
-    each, gain more than one call with all cores: its many small products are not worth sharing out.
+    each, gain more than one call with all cores: its many small products are not worth sharing out. Where images are
+    fewer than cores, features are divided among these.
     """
 
     def fitting(batch: int, streams: int) -> int:
@@ -90,7 +99,8 @@ def sizes(
     most = chunk or max(1, min(LARGEST, fitting(batch, streams)))
     if features is not None:
         most = min(chunk, features) if chunk else evenly(features, most)
-    return Sizes(most, batch, streams)
+    parts = range(min(cores() // streams, most // ENOUGH), 1, -1)
+    return Sizes(most, batch, streams, next((n for n in parts if fitting(batch, streams * n) * n >= most), 1))
 
 
 def largest(layers: Iterable[Layer]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits import live
-from jaxcircuits.chunks import Sizes, device_memory, evenly, largest
+from jaxcircuits.chunks import Sizes, device_memory, evenly, in_chunks, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -99,7 +99,7 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
     """Compiled before the first image, so that nothing is left to compile after it; for the default device."""
     where = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     known, key = _PROGRAMS.setdefault(plan.network, {}), (plan[1:], size, where)
-    features, batch, streams = size
+    features, batch, streams = size.together, size.images, size.streams
     if key not in known:
         target = plan.network.layers[plan.target]
         weights = jax.eval_shape(plan.weights, variables)
@@ -113,7 +113,7 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
         with jax.default_matmul_precision(plan.precision):
             step = add_block.lower(plan, sums, variables, weights, directions, places, images, number).compile()
             finish = finished.lower(plan, (sums,) * streams, weights, directions, possible, number).compile()
-        known[key] = Program(step, finish, streams * _bytes(step))
+        known[key] = Program(step, finish, streams * size.parts * _bytes(step))
     return known[key]
 
 
@@ -121,7 +121,7 @@ def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
     """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; of those that
     share little where layers are large, only few, whose gradients stay in a CPU's cache."""
     if not plan.sparse and not plan.criterion.shared and _large(plan) and jax.default_backend() == "cpu":
-        size = size._replace(features=evenly(size.features, FEW))
+        size = size._replace(features=evenly(size.features, FEW * size.parts))
     while size.features > 1 and program(plan, variables, size).bytes > FITS * device_memory():
         size = size.halved()
     return size
@@ -178,23 +178,37 @@ def scores_of_chunk(
     progress: Callable[[int], object],
 ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
     """Scores {layer: (F, I, O)}, or at the plan's granularity, and relevant kernels of one chunk of features."""
-    compiled, batch = program(plan, variables, size), size.images
-    possible = relevant(plan.network, variables, features, plan.layers)
-    directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
+    compiled, batch, done = program(plan, variables, size), size.images, 0
+    parts = list(in_chunks(features, size.together))
+    possible = [relevant(plan.network, variables, part, plan.layers) for part in parts]
+    channels = plan.network.layers[plan.target].outputs
+    directions = [jnp.asarray(part.matrix(channels)) for part in parts]
     places = features.places(number, batch)
-    arguments, done = (variables, weights, directions), 0
 
-    def step(sums: Sums, given: Array, block: Array, real: Array) -> Sums:
-        return compiled.step(sums, *arguments, given, block, real)
+    def step(mine: tuple[int, Sums], given: Array, block: Array, real: Array) -> tuple[int, Sums]:
+        part, sums = mine
+        return part, compiled.step(sums, variables, weights, directions[part], given, block, real)
 
-    with Streams([plan.nothing(len(features)) for _ in range(size.streams)]) as streams:
+    own = [*range(len(parts))] * size.streams  # in turn, so that each block goes to every part once
+    with Streams([(part, plan.nothing(size.together)) for part in own]) as streams:
         for block, real in batches(images, batch):
             given = jnp.asarray(places[done : done + batch], jnp.int32)
-            streams.go_on(step, given, jnp.asarray(block), jnp.int32(real))
+            for _ in parts:
+                streams.go_on(step, given, jnp.asarray(block), jnp.int32(real))
             done += real
             progress(real * len(features))
-        sums = streams.results()
-    return compiled.finish(sums, weights, directions, possible, jnp.int32(number)), possible
+        found = streams.results()
+    sums = [tuple(mine for part, mine in found if part == here) for here in range(len(parts))]
+    arguments = zip(sums, directions, possible, strict=True)
+    scores = [compiled.finish(s, weights, d, some, jnp.int32(number)) for s, d, some in arguments]
+    return joined_parts(scores, len(features)), joined_parts(possible, len(features))
+
+
+def joined_parts(parts: Sequence[Mapping[str, Array]], features: int) -> Mapping[str, Array]:
+    """The parts' arrays as one, without what fills up the last part."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxcircuits.chunks import chunk_at
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
@@ -22,7 +21,7 @@ from jaxcircuits.layers import before
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
-from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
+from jaxcircuits.passes import Plan, arranged, fitting, joined_parts, scores_of_chunk, sparse_layers
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import SHORT, looked_at, rounds
 from jaxcircuits.scores import Record, Scores
@@ -166,7 +165,7 @@ def score_levels(
     looked = features.objective, features.place
     plan = Plan(network, features.layer, chosen, rule, *looked, PRECISIONS[options.precision], granularity)
     size = options.sizes(network, chosen, images, len(features))
-    plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.features, images))
+    plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.together, images))
     if options.chunk is None:
         size = fitting(plan, model.variables, size)
     weights = arranged(plan, model.variables)
@@ -181,7 +180,7 @@ def score_levels(
                 raise
             size = size.halved()
             warnings.warn(f"out of memory: going on with {size.features} features at a time", stacklevel=3)
-    values, possible = (_joined(arrays, len(features)) for arrays in zip(*parts, strict=True))
+    values, possible = (joined_parts(arrays, len(features)) for arrays in zip(*parts, strict=True))
     record = record._replace(sparse=bool(plan.sparse))
     if criterion not in STEPS:
         return [Scores(values, possible, chosen, record)] * len(levels)
@@ -205,13 +204,6 @@ def score_levels(
             first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]
             parts.append(rounds(*asked, first, there, counts[:, some], size.images, progress))
-        last = _joined(tuple(parts), len(features))
+        last = joined_parts(parts, len(features))
         found.append(Scores(last, possible, chosen, record))
     return found
-
-
-def _joined(parts: tuple[Mapping[str, Array], ...], features: int) -> Mapping[str, Array]:
-    """The chunks' arrays as one, without what fills up the last chunk."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax import lax
 
 import jaxcircuits as jc
-from jaxcircuits import passes, scoring, sparse
+from jaxcircuits import chunks, passes, scoring, sparse
 from jaxcircuits.chunks import evenly
 from jaxcircuits.layers import Layer
 from tests.test_criteria import assert_close
@@ -185,10 +185,14 @@ def test_large_layers(small, monkeypatch):
     model, images = small.model, small.images[:1]
     few, many = (jc.Features("layer1.conv1", np.arange(n) % 8) for n in (passes.MANY - 1, passes.MANY))
     sizes = lambda *asked, **more: planned(monkeypatch, model, images, *asked, **more)[1].features  # noqa: E731
+    monkeypatch.setattr(chunks, "cores", lambda: 1)
     assert sizes(few) == passes.MANY - 1
     monkeypatch.setattr(passes, "LARGE", 0)
     assert planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == passes.MANY
     assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == passes.FEW
+    monkeypatch.setattr(chunks, "cores", lambda: 2)  # which divide the features of one image
+    assert not planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == 2 * passes.FEW
+    monkeypatch.setattr(chunks, "cores", lambda: 1)
     assert sizes(few, criterion="actgrad") == sizes(few, chunk=passes.MANY - 1) == passes.MANY - 1
 
 

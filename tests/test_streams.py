@@ -86,6 +86,19 @@ def test_streams_do_not_change_scores(small, monkeypatch, criterion):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6 * np.abs(one).max())
 
 
+@pytest.mark.parametrize("criterion", ["snip", "actgrad"])
+@pytest.mark.parametrize("sizes", [chunks.Sizes(5, 5, 1, 2), chunks.Sizes(5, 1, 2, 3), chunks.Sizes(2, 2, 1, 2)])
+def test_features_divided_among_calls_have_the_same_scores(small, monkeypatch, criterion, sizes):
+    """Also where the last part, or the last chunk, is filled up, and images are not as many for each stream."""
+    features, found = jc.Features("features.3", [0, 4, 1, 3, 2]), []
+    for size in (chunks.Sizes(5, 5, 1), sizes):
+        monkeypatch.setattr(options, "sizes", lambda *_, size=size, **__: size)
+        scores = jc.score(small.model, small.images, features, criterion=criterion)
+        found.append((scores.values, scores.relevant))
+    for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+
+
 def test_how_many_calls_at_a_time(small, monkeypatch):
     """As many as there are cores and images, if memory leaves enough features for each."""
     network = small.model.network((13, 11, 3))
@@ -96,7 +109,13 @@ def test_how_many_calls_at_a_time(small, monkeypatch):
         return chunks.sizes(network, layers, images=images, by_weight=False, **asked)
 
     monkeypatch.setattr(chunks, "cores", lambda: 4)
-    assert sizes(1) == chunks.Sizes(chunks.LARGEST, 1, 1)
+    assert sizes(1) == chunks.Sizes(chunks.LARGEST, 1, 1, 4)
+    assert sizes(2) == chunks.Sizes(chunks.LARGEST, 1, 2, 2)
+    assert sizes(3) == chunks.Sizes(chunks.LARGEST, 1, 3, 1)
+    assert sizes(1, features=3 * chunks.ENOUGH) == chunks.Sizes(3 * chunks.ENOUGH, 1, 1, 3)
+    assert sizes(1, features=2 * chunks.ENOUGH - 1) == chunks.Sizes(2 * chunks.ENOUGH - 1, 1, 1, 1)
+    assert sizes(1, features=200, chunk=100) == chunks.Sizes(100, 1, 1, 4)
+    assert chunks.Sizes(100, 1, 1, 3).together == 34
     assert sizes(8) == chunks.Sizes(chunks.LARGEST, 2, 4)
     assert sizes(9) == chunks.Sizes(chunks.LARGEST, 3, 4)
     assert sizes(100) == chunks.Sizes(chunks.LARGEST, 4, 4)
