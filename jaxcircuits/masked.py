@@ -55,6 +55,16 @@ class Terms(NamedTuple):
     pairs: Array
 
 
+class Whole(NamedTuple):
+    """A convolution of which every kernel is kept.
+
+    Attributes:
+        output: (N, H, W, O), if it is known.
+    """
+
+    output: Array | None = None
+
+
 def suited(layers: Mapping[str, Layer], target: str, masks: Arrays) -> tuple[str, ...]:
     """The layers with masks (F, I, O), in call order, for which `convolution` is the faster way: none but on a CPU."""
     masked = ((la, masks[n]) for n, la in before(layers, target).items() if n in masks)
@@ -108,8 +118,10 @@ def _lengths(inputs: int) -> np.ndarray:
     return np.unique(np.ceil(inputs * np.arange(1, LENGTHS + 1) / LENGTHS).astype(np.int32))
 
 
-def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms) -> Array:
+def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms | Whole) -> Array:
     """The layer's output (N, H, W, O) in the circuit; x (N, H, W, I), kernel (h, w, I, O) unmasked."""
+    if isinstance(terms, Whole):
+        return _whole(layer, x, kernel) + bias if terms.output is None else terms.output
     shape = (len(x), *layer.positions)
 
     def nothing() -> Array:
@@ -141,8 +153,7 @@ def convolution(layer: Layer, x: Array, kernel: Array, bias: Array, terms: Terms
         return nothing() + pick(y, back)
 
     def whole() -> Array:
-        m, weights = winograd.side(layer, len(x)), kernel * terms.factors
-        return (winograd.convolve(layer, x, weights, m) if m else convolve(layer, x, weights)) + bias
+        return _whole(layer, x, kernel * terms.factors) + bias
 
     return lax.switch(terms.way, [nothing, staircase, whole])
 
@@ -152,7 +163,18 @@ def by_pairs(layer: Layer, variables: Variables) -> Array:
     return jnp.moveaxis(layer.weight(variables), 0, -1)
 
 
+def by_tiles(layers: Mapping[str, Layer], target: str, images: int) -> dict[str, Whole]:
+    """The layers before the target that are faster by tiles for so many images."""
+    found = (layer for layer in before(layers, target).values() if not layer.trouble)
+    return {layer.name: Whole() for layer in found if winograd.side(layer, images)}
+
+
 def outputs(layer: Layer, variables: Variables, x: Array) -> Array:
     """The layer's output (N, H, W, O) in the full network."""
     kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
-    return convolve(layer, x, kernel) + layer.bias(variables)
+    return _whole(layer, x, kernel) + layer.bias(variables)
+
+
+def _whole(layer: Layer, x: Array, kernel: Array) -> Array:
+    m = winograd.side(layer, len(x))
+    return winograd.convolve(layer, x, kernel, m) if m else convolve(layer, x, kernel)

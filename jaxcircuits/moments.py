@@ -194,10 +194,14 @@ def _full_maps(
     """The features in the full network (F, N, H, W), and where they count: 1 or 0, of the same shape; the outputs of
     the layers `near`; `OF_FULL` (5, F, N)."""
     network = plan.network
-    inputs = network.run(variables, images, inputs=_mosaics(grown))
-    maps = activations(network.layers[plan.target], variables, inputs[plan.target], directions)
+    layers, given = network.layers, _mosaics(grown)
+    whole = masked.by_tiles(layers, plan.target, len(images))
+    inputs = network.run(variables, images, inputs=given, terms=whole)  # of those that are near
+    outputs = {name: masked.outputs(layers[name], variables, inputs[name]) for name in near}
+    known = {name: masked.Whole(output) for name, output in outputs.items()}
+    inputs = network.run(variables, images, inputs=given, terms=whole | known)
+    maps = activations(layers[plan.target], variables, inputs[plan.target], directions)
     where = jnp.broadcast_to(place_weights(plan.place, maps, places), maps.shape)
-    outputs = {name: masked.outputs(network.layers[name], variables, inputs[name]) for name in near}
     mean, off, low, high = _of_images(maps, where)
     return maps, where, outputs, jnp.stack([where.sum((-2, -1)), mean, (off * off).sum((-2, -1)), low, high])
 

@@ -44,7 +44,7 @@ class Network:
         probes: Mapping[str, Array] | None = None,
         *,
         supports: Mapping[str, Array] | None = None,
-        terms: Mapping[str, masked.Terms] | None = None,
+        terms: Mapping[str, masked.Terms | masked.Whole] | None = None,
         inputs: Mapping[str, Array] | None = None,
         pinned: bool = False,
         circuit: bool = False,
@@ -57,7 +57,7 @@ class Network:
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
             supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
                 many features is then computed from there alone.
-            terms: {convolution: `masked.Terms`}, by which it is computed for a circuit; its own kernel is not masked.
+            terms: {convolution: by which it is computed for a circuit, or `masked.Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or

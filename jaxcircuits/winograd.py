@@ -86,24 +86,24 @@ def convolve(layer: Layer, x: Array, kernel: Array, m: int) -> Array:
     """x (N, H, W, C), kernel (r, r, C, O) -> (N, H', W', O), by tiles of m x m outputs."""
     images, positions, (r, *_, outputs) = len(x), layer.positions, kernel.shape
     tiles, (a, g, b) = _tiles(layer, m), _matrices(m, r)
-    images_, rows = _strip_size(images, tiles)
+    some, rows = _strip_size(images, tiles)
     x = _padded(layer, x, tiles, m, r)
     kernel = kernel.swapaxes(0, 1)  # as the parts of a tile stand: along its width, along its height
     weights = (np.kron(g, g) @ kernel.reshape(r * r, -1)).reshape(-1, *kernel.shape[2:])
     heights = tiles[0] // rows
 
     def strip(s: Array, y: Array) -> Array:
-        at = s // heights * images_, s % heights * rows * m, jnp.int32(0), jnp.int32(0)
-        seen = lax.dynamic_slice(x, at, (images_, rows * m + r - 1, *x.shape[2:]))
+        at = s // heights * some, s % heights * rows * m, jnp.int32(0), jnp.int32(0)
+        seen = lax.dynamic_slice(x, at, (some, rows * m + r - 1, *x.shape[2:]))
         seen = _by_columns(b, _by_rows(b, seen, m), m)
         found = jnp.einsum("tpc,tco->tpo", seen.reshape(len(weights), -1, seen.shape[-1]), weights)
-        found = found.reshape(len(b), len(b), images_, rows, tiles[1], outputs)
+        found = found.reshape(len(b), len(b), some, rows, tiles[1], outputs)
         parts = _combined(a, jnp.moveaxis(_combined(a, found), 1, 0))
-        whole = parts.transpose(2, 3, 0, 4, 1, 5).reshape(images_, rows * m, -1, outputs)
+        whole = parts.transpose(2, 3, 0, 4, 1, 5).reshape(some, rows * m, -1, outputs)
         return lax.dynamic_update_slice(y, whole, at)
 
     y = jnp.zeros((images, tiles[0] * m, tiles[1] * m, outputs))
-    y = lax.fori_loop(0, images // images_ * heights, strip, y)
+    y = lax.fori_loop(0, images // some * heights, strip, y)
     return y[:, : positions[0], : positions[1]]
 
 
