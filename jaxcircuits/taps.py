@@ -57,7 +57,7 @@ class Network:
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
             supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
                 many features is then computed from there alone.
-            terms: {convolution: by which it is computed for a circuit, or `masked.Whole`}; its own kernel is not masked.
+            terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
