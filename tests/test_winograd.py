@@ -51,7 +51,7 @@ sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
     st.sampled_from([1, 8, 30, 256]),
     st.sampled_from(list(TOLERANCE)),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_size_padding_strip_side_and_window(height, width, padding, images, strip, side_and_window):
     side, window = side_and_window
     layer, rng = layer_of(height, width, padding, window=window), np.random.default_rng(0)
