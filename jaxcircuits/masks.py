@@ -116,8 +116,7 @@ def _thresholds(codes: Array, counts: Array) -> tuple[Array, Array]:
         return jnp.where(at_least(higher) >= counts, higher, threshold)
 
     threshold = lax.fori_loop(0, 32, bisect, jnp.zeros(counts.shape, jnp.uint32))
-    over = at_least(threshold + 1)
-    enough, end = at_least(threshold) > counts, jnp.full(counts.shape, codes.shape[1], jnp.int32)
+    left, surplus = counts - at_least(threshold + 1), at_least(threshold) > counts
 
     def of_level(given: tuple[Array, Array]) -> Array:  # one after another, for memory
         threshold, left = given
@@ -125,9 +124,9 @@ def _thresholds(codes: Array, counts: Array) -> tuple[Array, Array]:
         return (jnp.cumsum(tied, axis=1, dtype=jnp.int32) < left[:, None]).sum(1, dtype=jnp.int32)
 
     def places() -> Array:
-        return lax.map(of_level, (threshold.T, (counts - over).T)).T
+        return lax.map(of_level, (threshold.T, left.T)).T
 
-    return threshold, lax.cond(enough.any(), places, lambda: end)
+    return threshold, lax.cond(surplus.any(), places, lambda: jnp.full(counts.shape, codes.shape[1], jnp.int32))
 
 
 def _sorted_thresholds(codes: Array, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -95,7 +95,7 @@ def convolve(layer: Layer, x: Array, kernel: Array, m: int) -> Array:
     def strip(s: Array, y: Array) -> Array:
         at = s // heights * some, s % heights * rows * m, jnp.int32(0), jnp.int32(0)
         seen = lax.dynamic_slice(x, at, (some, rows * m + r - 1, *x.shape[2:]))
-        seen = _by_columns(b, _by_rows(b, seen, m), m)
+        seen = _transformed(b, _transformed(b, seen, 1, m), 3, m)  # (n along W, n along H, N, rows, tiles, C)
         found = jnp.einsum("tpc,tco->tpo", seen.reshape(len(weights), -1, seen.shape[-1]), weights)
         found = found.reshape(len(b), len(b), some, rows, tiles[1], outputs)
         parts = _combined(a, jnp.moveaxis(_combined(a, found), 1, 0))
@@ -121,16 +121,10 @@ def _padded(layer: Layer, x: Array, tiles: Pair, m: int, r: int) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *axes, (0, 0, 0)])
 
 
-def _by_rows(b: np.ndarray, x: Array, m: int) -> Array:
-    """B' d along the height of x (N, H, W, C): (n, N, H / m, W, C)."""
-    span = x.shape[1] - len(b) + 1
-    return _combined(b, [x[:, i : i + span : m] for i in range(len(b))])
-
-
-def _by_columns(b: np.ndarray, x: Array, m: int) -> Array:
-    """B' d along the width of x (n, N, T, W, C): (n along W, n along H, N, T, W / m, C)."""
-    span = x.shape[3] - len(b) + 1
-    return _combined(b, [x[:, :, :, i : i + span : m] for i in range(len(b))])
+def _transformed(b: np.ndarray, x: Array, axis: int, m: int) -> Array:
+    """B' d along an axis of x, of every m-th place: (n, ...)."""
+    span = x.shape[axis] - len(b) + 1
+    return _combined(b, [lax.slice_in_dim(x, i, i + span, m, axis) for i in range(len(b))])
 
 
 def _combined(matrix: np.ndarray, parts: Iterable[Array] | Array) -> Array:
