@@ -13,9 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
-
-from jaxcircuits.ops import FEW, LARGE, features_last
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
@@ -69,54 +66,33 @@ def _max_pool_forward(x, window, stride, padding, ceil_mode):
 
 
 def _max_pool_backward(window, stride, padding, ceil_mode, residuals, cotangent):
+    """Each element adds up what the few windows that it may have won have got: no window is looked for, so that it is
+    one pass over the gradient, whatever its order in memory."""
     winners, like = residuals
-    height, width = like.shape[1:]
-    edges = _pooling((0, height, width, 0), window, stride, padding, ceil_mode)[2][1:3]
-
-    @custom_vmap
-    def backward(winners: Array, cotangent: Array) -> Array:
-        gradient = jnp.zeros((), cotangent.dtype)
-        for k, corner in enumerate(itertools.product(range(window), repeat=2)):
-            spread = [(0, 0, 0)]
-            for offset, size, (low, _), outputs in zip(corner, (height, width), edges, winners.shape[1:3], strict=True):
-                start = offset - low
-                spread.append((start, size - start - ((outputs - 1) * stride + 1), stride - 1))
-            won = jnp.where(winners == k, cotangent, 0)
-            gradient = gradient + lax.pad(won, jnp.zeros((), cotangent.dtype), [*spread, (0, 0, 0)])
-        return gradient
-
-    @backward.def_vmap
-    def _(axis_size: int, in_batched, winners: Array, cotangent: Array):
-        large = height * width * winners.shape[-1] > LARGE and axis_size > FEW
-        if in_batched == [False, True] and features_last(axis_size) and not large:
-            return _max_pool_gathered(window, stride, (height, width), edges, winners, cotangent), True
-        axes = [0 if batched else None for batched in in_batched]
-        return jax.vmap(backward.fun, axes)(winners, cotangent), True
-
-    return (backward(winners, cotangent),)
-
-
-def _max_pool_gathered(window: int, stride: int, sizes, edges, winners: Array, cotangents: Array) -> Array:
-    """For many features: each element adds up what the few windows that it may have won have got: (F, N, H, W, C)."""
-    features, images, *outputs, channels = cotangents.shape
-    table = jnp.moveaxis(cotangents, 0, -1).reshape(-1, features)
-    table = jnp.concatenate([table, jnp.zeros((1, features), table.dtype)])
-    place = jnp.arange(len(table) - 1, dtype=jnp.int32).reshape(winners.shape)
-    gradient = jnp.zeros((), table.dtype)
-    for back in itertools.product(range(-(-window // stride)), repeat=2):
-        axes = []
+    edges = _pooling((0, *like.shape[1:], 0), window, stride, padding, ceil_mode)[2][1:3]
+    gradient = jnp.zeros((), cotangent.dtype)
+    for back in itertools.product(range(-(-window // stride)), repeat=2):  # so many windows before the last one
+        around, offsets = [], []
         for axis in (0, 1):
-            element = np.arange(sizes[axis]) + edges[axis][0]
+            size, outputs, first = like.shape[1 + axis], cotangent.shape[1 + axis], edges[axis][0]
+            element = np.arange(first, first + size)
             at = element // stride - back[axis]
             offset = element - at * stride
-            axes.append(
-                (np.clip(at, 0, outputs[axis] - 1), offset, (at >= 0) & (at < outputs[axis]) & (offset < window))
-            )
-        (y, a, in_y), (x, b, in_x) = axes
-        k = np.where(in_y[:, None] & in_x, a[:, None] * window + b, -1)[..., None]
-        won = winners[:, y[:, None], x].astype(jnp.int32) == k
-        gradient = gradient + table[jnp.where(won, place[:, y[:, None], x], len(table) - 1).reshape(-1)]
-    return jnp.moveaxis(gradient.reshape(images, *sizes, channels, features), -1, 0)
+            inside = (at >= 0) & (at < outputs) & (offset < window)
+            offsets.append(np.where(inside, offset, -(window**2)))  # negative as the sum below
+            around.append((-at[0], at[-1] + 1 - outputs, 0))
+        own = offsets[0][:, None] * window + offsets[1]
+
+        def spread(x: Array, around=around) -> Array:
+            x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+            for axis in (1, 2):
+                start = edges[axis - 1][0] % stride
+                x = lax.slice_in_dim(jnp.repeat(x, stride, axis), start, start + like.shape[axis], axis=axis)
+            return x
+
+        won = spread(winners).astype(jnp.int32) == own[..., None]
+        gradient = gradient + jnp.where(won, spread(cotangent), 0)
+    return (gradient,)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

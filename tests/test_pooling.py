@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from jaxcircuits import pooling
 from jaxcircuits.pooling import max_pool
 
 rng = np.random.default_rng(0)
@@ -55,10 +54,8 @@ POOLS = [(3, 2, 0, False), (2, 2, 0, False), (3, 1, 1, False), (3, 2, 1, True)]
 
 
 @pytest.mark.parametrize("window, stride, padding, ceil", POOLS)
-@pytest.mark.parametrize("large", [False, True])
-def test_max_pool_of_many_features(window, stride, padding, ceil, large, monkeypatch):
-    """The gradients of nine features, gathered or not, are those of one feature after another, ties and all."""
-    monkeypatch.setattr(pooling, "LARGE", 0 if large else 1 << 30)
+def test_max_pool_of_many_features(window, stride, padding, ceil):
+    """The gradients of nine features are those of one feature after another, ties and all."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(np.maximum(rng.integers(-3, 3, (2, 9, 8, 3)), 0), jnp.float32)
     y, pullback = jax.vjp(lambda x: max_pool(x, window, stride, padding, ceil), x)
