@@ -6,6 +6,7 @@ I input channels of a group, C = G*I input channels, O output channels.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -14,16 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxcircuits import winograd
 from jaxcircuits.layers import Layer, strip_rows
-
-# A map of more numbers than this is large: on a CPU the gradients of more than a few features there miss the cache,
-# unless so many share their support that it pays nevertheless.
-LARGE, FEW, MANY = 1 << 18, 8, 32
-
-
-def features_last(features: int) -> bool:
-    """Whether this many features together are fastest with one place's gradients side by side: on a CPU."""
-    return features >= FEW and jax.default_backend() == "cpu"
 
 
 def patches(layer: Layer, x: Array) -> Array:
@@ -76,11 +69,16 @@ def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
 def convolve_back(layer: Layer, g: Array, kernel: Array) -> Array:
     """The input gradient of `convolve` in one group: g (N, H', W', O), kernel (h, w, I, O) -> (N, H, W, I).
 
-    JAX's own transpose leaves the kernel as it is, for which XLA on a CPU has no fast convolution in a branch.
+    By tiles where they are faster. JAX's own transpose leaves the kernel as it is, for which XLA on a CPU has no fast
+    convolution in a branch.
     """
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    back = winograd.backwards(dataclasses.replace(layer, inputs=kernel.shape[2], outputs=kernel.shape[3]))
+    if m := winograd.side(back, len(g)):
+        return winograd.convolve(back, g, turned, m)
     return lax.conv_general_dilated(
         g,
-        kernel[::-1, ::-1].swapaxes(2, 3),
+        turned,
         (1, 1),
         _padding_back(layer),
         lhs_dilation=layer.strides,
@@ -109,29 +107,41 @@ def pick(x: Array, channels: Array) -> Array:
 
 def seen_by(layer: Layer, x: Array) -> Array:
     """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
-    if not on_cpu(layer):
+    if whole_patches(layer):
         return split_patches(layer, x)
-    return x if layer.inputs < THIN else padded(layer, x)
+    m = winograd.side_of_kernels(layer)
+    return winograd.seen_by(layer, x, m) if m else padded(layer, x)
 
 
 def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
     """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O)."""
-    if not on_cpu(layer):
+    if whole_patches(layer):
         g = g.reshape(*g.shape[:2], layer.groups, -1)
         return jnp.einsum("npgo,npkgi->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
-    by_parts = _by_convolution if layer.inputs < THIN else _by_strips
-    return by_parts(layer, seen, g)
+    m = winograd.side_of_kernels(layer)
+    return winograd.kernel_gradients(layer, seen, g, m) if m else _by_strips(layer, seen, g)
 
 
-# Below so many input channels a product of patches is too thin, and one convolution is faster.
+# Patches of fewer input channels are not much larger than what they are made from.
 THIN = 16
-# Positions whose patches are made together: they should stay in the cache.
-STRIP = 1024
+# Positions whose patches are made together, and features that share them: they should stay in the cache.
+STRIP, TOGETHER = 1024, 8
 
 
 def on_cpu(layer: Layer) -> bool:
     """Whether a layer's products are made strip by strip."""
     return layer.ungrouped and jax.default_backend() == "cpu"
+
+
+def whole_patches(layer: Layer) -> bool:
+    """Whether a layer's kernel gradients are products of all its patches, which many features share."""
+    return not on_cpu(layer) or layer.inputs < THIN
+
+
+def together(layer: Layer) -> int | None:
+    """Features whose kernel gradients are fastest made together; None if each is by itself."""
+    alone = on_cpu(layer) and (layer.inputs < THIN or winograd.side_of_kernels(layer))
+    return None if alone else TOGETHER
 
 
 def _by_strips(layer: Layer, x: Array, g: Array) -> Array:
@@ -164,25 +174,6 @@ def over_strips(
 
     count = len(x) * strips
     return strip(jnp.int32(0), total) if count == 1 else lax.fori_loop(0, count, strip, total)
-
-
-def _by_convolution(layer: Layer, x: Array, g: Array) -> Array:
-    """One convolution, over the positions of the layer's output instead of its window, and of the layout that XLA has a
-    fast one for."""
-    padding = []
-    for a in (0, 1):
-        before, size = layer.padding[a][0], x.shape[1 + a]
-        reach = (layer.window[a] - 1) * layer.dilation[a] + (layer.positions[a] - 1) * layer.strides[a] + 1
-        padding.append((before, reach - size - before))
-    found = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.reshape(len(g), *layer.positions, layer.outputs).transpose(1, 2, 0, 3),
-        layer.dilation,
-        padding,
-        rhs_dilation=layer.strides,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return jnp.swapaxes(found.reshape(layer.inputs, -1, layer.outputs), 0, 1)
 
 
 def feature_maps(layer: Layer, x: Array, kernels: Array) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits import live
+from jaxcircuits import live, winograd
 from jaxcircuits.chunks import Sizes, device_memory, evenly, in_chunks, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
@@ -21,13 +21,16 @@ from jaxcircuits.gradients import gradients, supports
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
-from jaxcircuits.ops import FEW, LARGE, MANY, features_last
 from jaxcircuits.paths import relevant
 from jaxcircuits.streams import Streams
 from jaxcircuits.taps import Network
 
 # With more than this share of the products not zero, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
+# Fewer features than FEW share too little to look for their support, and fewer than MANY in networks with maps of more
+# numbers than LARGE, whose gradients miss the cache. If everything is multiplied there, it is for FEW features at a
+# time, or for MANY if they share much.
+FEW, MANY, LARGE = 16, 32, 1 << 18
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
 
@@ -120,8 +123,9 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
 def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
     """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; of those that
     share little where layers are large, only few, whose gradients stay in a CPU's cache."""
-    if not plan.sparse and not plan.criterion.shared and _large(plan) and jax.default_backend() == "cpu":
-        size = size._replace(features=evenly(size.features, FEW * size.parts))
+    if not plan.sparse and _large(plan) and jax.default_backend() == "cpu":
+        most = MANY if plan.criterion.shared else FEW
+        size = size._replace(features=evenly(size.features, most * size.parts))
     while size.features > 1 and program(plan, variables, size).bytes > FITS * device_memory():
         size = size.halved()
     return size
@@ -141,11 +145,11 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     """Which layers so many features should compute on their support: a fixed rule, looked up on the first image.
 
     It pays on a CPU with enough features to share the search for the support, more of them in networks with large
-    layers, whose gradients miss the cache, and where ReLUs and pools leave most products zero. It is all of them or
-    none, for gradients change their order in memory in between.
+    layers, whose gradients miss the cache, and where ReLUs and pools leave most products zero, of those that there
+    are by tiles. It is all of them or none, for gradients change their order in memory in between.
     """
-    enough = features_last(features) and (features >= MANY or not _large(plan))
-    if plan.layers == (plan.target,) or not enough:
+    enough = features >= (MANY if _large(plan) else FEW)
+    if plan.layers == (plan.target,) or not enough or jax.default_backend() != "cpu":
         return ()
     block, _ = next(iter(batches(images, 1)))
     with jax.default_matmul_precision(plan.precision):
@@ -153,7 +157,8 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     layers = {name: plan.network.layers[name] for name in shares}
     work = {name: layer.kernels * math.prod((*layer.window, *layer.positions)) for name, layer in layers.items()}
     left = sum(work[name] * float(share) for name, share in shares.items())
-    return tuple(shares) if left < SPARSE * sum(work.values()) else ()
+    dense = sum(work[name] * winograd.share(layer, features) for name, layer in layers.items())
+    return tuple(shares) if left < SPARSE * dense else ()
 
 
 def _large(plan: Plan) -> bool:

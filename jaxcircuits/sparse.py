@@ -194,28 +194,32 @@ def input_gradients(layer: Layer, kernel: Array, on: Array, g: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def convolution(layer: Layer, x: Array, kernel: Array, on: Array) -> Array:
-    """A convolution (N, H, W, C) -> (N, H', W', O) whose input gradient for many features is computed on the support.
+def convolution(layer: Layer, x: Array, kernel: Array, on: Array | None) -> Array:
+    """A convolution (N, H, W, C) -> (N, H', W', O) whose input gradient is computed for many features together: on
+    the support, or as more images.
 
-    `on` (N, P, O) must cover every place where a cotangent can be non-zero. Kernel gradients are not provided.
+    `on` (N, P, O) must cover every place where a cotangent can be non-zero; None for all places. Kernel gradients are
+    not provided.
     """
-    return convolve(layer, x, kernel)
+    return convolve(layer, x, kernel)  # as it stands: other rounding would switch a ReLU now and then
 
 
-def _forward(layer: Layer, x: Array, kernel: Array, on: Array):
+def _forward(layer: Layer, x: Array, kernel: Array, on: Array | None):
     return convolve(layer, x, kernel), (kernel, on)
 
 
-def _backward(layer: Layer, residuals: tuple[Array, Array], g: Array):
+def _backward(layer: Layer, residuals: tuple[Array, Array | None], g: Array):
     @custom_vmap
-    def input_gradient(kernel: Array, on: Array, g: Array) -> Array:
+    def input_gradient(kernel: Array, on: Array | None, g: Array) -> Array:
         return convolve_back(layer, g, kernel)
 
     @input_gradient.def_vmap
-    def _(axis_size: int, in_batched, kernel: Array, on: Array, g: Array):
-        assert list(in_batched) == [False, False, True], "only gradients differ between features"
-        g = g.reshape(axis_size, *on.shape)
-        return input_gradients(layer, kernel, on, g), True
+    def _(axis_size: int, in_batched, kernel: Array, on: Array | None, g: Array):
+        assert not in_batched[0] and not in_batched[1] and in_batched[2], "only gradients differ between features"
+        if on is not None:
+            return input_gradients(layer, kernel, on, g.reshape(axis_size, *on.shape)), True
+        gradient = convolve_back(layer, g.reshape(-1, *g.shape[2:]), kernel)
+        return gradient.reshape(*g.shape[:2], *layer.input_maps), True
 
     return input_gradient(*residuals, g), None, None
 

@@ -43,7 +43,7 @@ class Network:
         images: Array,
         probes: Mapping[str, Array] | None = None,
         *,
-        supports: Mapping[str, Array] | None = None,
+        together: Mapping[str, Array | None] | None = None,
         terms: Mapping[str, masked.Terms | masked.Whole] | None = None,
         inputs: Mapping[str, Array] | None = None,
         pinned: bool = False,
@@ -55,8 +55,8 @@ class Network:
             variables: of the module, possibly with masked weights.
             images: (N, H, W, 3).
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
-            supports: {convolution: (N, P, O) bool}, where its output's gradient can be non-zero; its input gradient for
-                many features is then computed from there alone.
+            together: {convolution: (N, P, O) bool or None}: its input gradient is computed for many features together,
+                from where its output's gradient can be non-zero, or from everywhere.
             terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
@@ -73,7 +73,7 @@ class Network:
             for name, probe in (probes or {}).items()
         }
         # as variables, because nn.jit must see them
-        given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (supports or {}).items()}
+        given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (together or {}).items()}
         given |= {(TERMS, *self.layers[name].path, "terms"): found for name, found in (terms or {}).items()}
         given |= {
             (GIVEN, *self.layers[name].path, "input"): x.reshape(len(images), *self.layers[name].input_shape)

@@ -1,4 +1,4 @@
-r"""Convolutions with small windows by Winograd's algorithm F(m x m, r x r), for a CPU.
+r"""Convolutions with small windows, and their gradients, by Winograd's algorithm F(m x m, r x r), for a CPU.
 
 A tile of m x m outputs y sees inputs d (n, n), n = m + r - 1. With a kernel k (r, r), and a product element by element,
 
@@ -6,7 +6,10 @@ A tile of m x m outputs y sees inputs d (n, n), n = m + r - 1. With a kernel k (
 
 so that channels are summed by n^2 matrix products for m^2 positions, where r^2 m^2 are needed as it stands: 2.25 times
 fewer multiplications for F(2 x 2, 3 x 3), 4 times for F(4 x 4, 3 x 3). The results differ by rounding, up to 1e-6 of
-the largest value in the first and 1e-5 in the second. Tiles are taken by strips that stay in the cache.
+the largest value in the first and 1e-5 in the second. Tiles are taken by strips that stay in the cache. The input
+gradient is such a convolution, too. The kernel's gradient, from those e (m, m) of the tiles' outputs, is
+
+    G' [sum over tiles of (A e A') * (B' d B)] G
 
 Of n - 1 points p and the one at infinity (the last row), with the polynomials b_i(t) = prod over j != i of (t - p_j):
 
@@ -14,7 +17,7 @@ Of n - 1 points p and the one at infinity (the last row), with the polynomials b
 
 and at infinity A' = 1 for a = m - 1, G = 1 for b = r - 1, else 0; B' holds those of the product over all j.
 
-Shapes: N images, C input and O output channels, T tiles of a strip.
+Shapes: N images, P positions, C input and O output channels, K = r * r, T tiles.
 
 References:
     Lavin, Gray, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308).
@@ -22,6 +25,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -36,8 +40,9 @@ from jaxcircuits.layers import Layer, Pair, strip_rows
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)
 # Outputs along a tile's side that there is a choice of, and windows.
 SIDES, WINDOWS = (2, 4), (3, 5)
-# What transforms take for each number that they make, of maps and of kernels, in multiply-adds of a product.
-MAPS, KERNELS = 70, 45
+# What transforms take for each number that they make, of maps, kernels and kernels' gradients, in multiply-adds of a
+# product.
+MAPS, KERNELS, GRADIENTS = 70, 45, 10
 # More numbers than these, of a layer's kernels, are memory that is new to each call, and has to be cleared.
 MOST = 1 << 23
 # Fewer channels than this, of inputs or outputs, make thin products.
@@ -52,25 +57,31 @@ def side(layer: Layer, images: int) -> int | None:
     return _best(layer, images)[1]
 
 
+def side_of_kernels(layer: Layer) -> int | None:
+    """The same of the kernel gradient for one image, whose transform many features share."""
+    return _best(layer, 1, GRADIENTS, layer.outputs)[1]
+
+
 def share(layer: Layer, images: int) -> float:
     """How long the layer takes, as a share of what a convolution does: at most 1."""
     return _best(layer, images)[0]
 
 
-def _best(layer: Layer, images: int) -> tuple[float, int | None]:
-    window = layer.window[0]
+def _best(layer: Layer, images: int, transform: int = KERNELS, channels: int | None = None) -> tuple[float, int | None]:
+    """The least share of a convolution's work, and the side with which it is reached, if a kernel's transform takes so
+    much for each number, and maps of so many channels are transformed; of inputs and outputs, if not given."""
+    window, channels = layer.window[0], channels or layer.inputs + layer.outputs
     regular = layer.window in {(n, n) for n in WINDOWS} and layer.strides == layer.dilation == (1, 1)
     if not regular or not layer.ungrouped or min(layer.inputs, layer.outputs) < THIN or jax.default_backend() != "cpu":
         return 1, None
+
+    def work(m: int) -> int:
+        tiles = images * math.prod(_tiles(layer, m))
+        return _points(layer, m) * (layer.kernels * (tiles + transform) + MAPS * tiles * channels)
+
     plain = images * math.prod(layer.positions) * window**2 * layer.kernels
     sides = (m for m in SIDES if _points(layer, m) * layer.kernels <= MOST)
-    ways = ((_work(layer, images, m) / plain, m) for m in sides)
-    return min((1, None), *ways, key=lambda way: way[0])
-
-
-def _work(layer: Layer, images: int, m: int) -> int:
-    tiles, channels = images * math.prod(_tiles(layer, m)), layer.inputs + layer.outputs
-    return _points(layer, m) * (layer.kernels * (tiles + KERNELS) + MAPS * tiles * channels)
+    return min((1, None), *((work(m) / plain, m) for m in sides), key=lambda way: way[0])
 
 
 def _points(layer: Layer, m: int) -> int:
@@ -107,6 +118,54 @@ def convolve(layer: Layer, x: Array, kernel: Array, m: int) -> Array:
     return y[:, : positions[0], : positions[1]]
 
 
+def backwards(layer: Layer) -> Layer:
+    """The convolution that the input gradient is, where strides and dilation are 1."""
+    reach = layer.window[0] - 1
+    (top, bottom), (left, right) = layer.padding
+    return dataclasses.replace(
+        layer,
+        padding=((reach - top, reach - bottom), (reach - left, reach - right)),
+        inputs=layer.outputs,
+        outputs=layer.inputs,
+        input_shape=layer.output_shape,
+        output_shape=layer.input_shape,
+    )
+
+
+def seen_by(layer: Layer, x: Array, m: int) -> Array:
+    """What `kernel_gradients` takes of x (N, H, W, C): the transformed tiles (N, n * n, T, C)."""
+    tiles, (_, _, b) = _tiles(layer, m), _matrices(m, layer.window[0])
+    x = _padded(layer, x, tiles, m, layer.window[0])
+    seen = _transformed(b, _transformed(b, x, 1, m), 3, m)  # (n along W, n along H, N, rows, tiles, C)
+    return jnp.moveaxis(seen, 2, 0).reshape(len(x), len(b) ** 2, -1, x.shape[-1])
+
+
+def kernel_gradients(layer: Layer, seen: Array, g: Array, m: int) -> Array:
+    """Of what was `seen_by` the layer and g (N, P, O): (K, I, O)."""
+    (images, points, _, inputs), tiles = seen.shape, _tiles(layer, m)
+    a, transform, b = _matrices(m, layer.window[0])
+    rows = strip_rows(*tiles, STRIP)
+    heights, size = tiles[0] // rows, rows * tiles[1]
+    ends = ((0, m * t - n) for t, n in zip(tiles, layer.positions, strict=True))
+    g = jnp.pad(g.reshape(images, *layer.positions, -1), ((0, 0), *ends, (0, 0)))
+
+    def strip(s: Array, total: Array) -> Array:
+        n, row = s // heights, s % heights * rows
+        own = lax.dynamic_slice(g, (n, row * m, 0, 0), (1, rows * m, *g.shape[2:]))
+        own = own.reshape(rows, m, tiles[1], m, -1)
+        own = _combined(a.T, jnp.moveaxis(_combined(a.T, jnp.moveaxis(own, 1, 0)), 3, 0))
+        tile = lax.dynamic_slice(seen, (n, 0, row * tiles[1], 0), (1, points, size, inputs))
+        return total + jnp.einsum("ptc,pto->pco", tile[0], own.reshape(points, size, -1))
+
+    total, count = jnp.zeros((points, inputs, g.shape[-1])), images * heights
+    total = strip(jnp.int32(0), total) if count == 1 else lax.fori_loop(0, count, strip, total)
+    total = total.reshape(len(b), len(b), *total.shape[1:])  # along the width, along the height
+    # not stacked in between, so that they are made in one go
+    columns = [_sums(transform.T, total[:, h]) for h in range(len(b))]
+    parts = zip(*(_sums(transform.T, column) for column in zip(*columns, strict=True)), strict=True)
+    return jnp.stack([d for row in parts for d in row])
+
+
 def _strip_size(images: int, tiles: Pair) -> Pair:
     """How many images, and rows of tiles of each: several whole images, or a part of one."""
     if math.prod(tiles) <= STRIP:
@@ -129,9 +188,14 @@ def _transformed(b: np.ndarray, x: Array, axis: int, m: int) -> Array:
 
 def _combined(matrix: np.ndarray, parts: Iterable[Array] | Array) -> Array:
     """matrix (a, b) times b arrays of one shape: (a, ...), added up as they are, for products so thin are slow."""
+    return jnp.stack(_sums(matrix, parts))
+
+
+def _sums(matrix: np.ndarray, parts: Iterable[Array] | Array) -> list[Array]:
+    """The rows of that."""
     parts = list(parts)
     rows = ([(c, part) for c, part in zip(row.tolist(), parts, strict=True) if c] for row in matrix)
-    return jnp.stack([functools.reduce(jnp.add, (part if c == 1 else c * part for c, part in row)) for row in rows])
+    return [functools.reduce(jnp.add, (part if c == 1 else c * part for c, part in row)) for row in rows]
 
 
 @functools.cache

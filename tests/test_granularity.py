@@ -70,6 +70,7 @@ def test_actgrad_of_filters_sees_the_whole_output(small, absolute):
 @pytest.mark.parametrize("absolute, granularity", [("per_image", "weight"), ("whole_set", "weight")])
 def test_on_the_support(small, monkeypatch, absolute, granularity):
     monkeypatch.setattr(sparse, "RATIO", 8.0)
+    monkeypatch.setattr(passes, "FEW", 8)
     features = jc.Features("layer1.conv1", directions=np.random.default_rng(3).standard_normal((9, 8)))
     options = {"absolute": absolute, "granularity": granularity, "layers": ["features.0"], "batch": 2}
     found = []

@@ -73,7 +73,7 @@ def test_convolution_in_pieces(window, strides, padding, dilation, monkeypatch):
     g = rng.standard_normal((2, np.prod(layer.positions), 4)).astype(np.float32)
     expected = np.einsum("npo,npkc->kco", g, seen)
     with jax.default_matmul_precision("highest"):
-        # by a convolution on a CPU, by a product of patches, by strips of one row, of some, and of all
+        # on a CPU by a product of all patches, in one group and in several, and by strips of one row, of some, of all
         for ungrouped, thin, strip in (
             (True, 16, 1024),
             (False, 16, 1024),

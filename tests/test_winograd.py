@@ -64,6 +64,38 @@ def test_any_size_padding_strip_side_and_window(height, width, padding, images, 
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[side, window] * np.abs(expected).max())
 
 
+@given(
+    st.integers(5, 15),
+    st.integers(5, 15),
+    st.tuples(sides, sides),
+    st.integers(1, 3),
+    st.sampled_from([1, 8, 256]),
+    st.sampled_from(list(TOLERANCE)),
+)
+@settings(max_examples=12, deadline=None)
+def test_gradients_of_any_size_padding_strip_side_and_window(height, width, padding, images, strip, side_and_window):
+    """Of inputs and of kernels. (JAX's own of inputs is not to be relied on where a layer is padded by more than its
+    window reaches.)"""
+    m, window = side_and_window
+    layer, rng = layer_of(height, width, padding, window=window), np.random.default_rng(0)
+    x, kernel = drawn(rng, images, *layer.input_shape), drawn(rng, window, window, 3, 5)
+    g = drawn(rng, images, *layer.output_shape)
+    with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
+        patch.setattr(winograd, "STRIP", strip)
+        of_inputs = winograd.convolve(winograd.backwards(layer), g, kernel[::-1, ::-1].swapaxes(2, 3), m)
+        flat = g.reshape(images, -1, layer.outputs)
+        of_kernels = winograd.kernel_gradients(layer, winograd.seen_by(layer, x, m), flat, m)
+    places = (slice(padding[0][0], padding[0][0] + height), slice(padding[1][0], padding[1][0] + width))
+    seen, back = (np.pad(a, ((0, 0), *padding, (0, 0))) for a in (x, np.zeros_like(x)))
+    expected = np.zeros(kernel.shape)
+    for a, b in itertools.product(range(window), repeat=2):
+        view = (slice(None), slice(a, a + layer.positions[0]), slice(b, b + layer.positions[1]))
+        expected[a, b] = np.einsum("nhwi,nhwo->io", seen[view], g)
+        back[view] += g @ np.asarray(kernel[a, b]).T
+    for found, one in ((of_inputs, back[:, *places]), (of_kernels.reshape(kernel.shape), expected)):
+        np.testing.assert_allclose(found, one, rtol=0, atol=TOLERANCE[side_and_window] * np.abs(one).max())
+
+
 @pytest.mark.parametrize(("m", "r"), TOLERANCE)
 def test_matrices_are_exact(m, r):
     """In whole numbers and halves there is no rounding but that of G."""
@@ -110,6 +142,38 @@ def test_only_where_it_pays():
     for other in others:
         layer = dataclasses.replace(large, **other)
         assert winograd.side(layer, 1) is None and winograd.share(layer, 1) == 1
+
+
+def test_kernel_gradients_by_tiles_only_where_they_pay():
+    on_cpu, around = jax.default_backend() == "cpu", ((1, 1), (1, 1))
+    large = layer_of(56, 56, around, 256, 256)
+    assert winograd.side_of_kernels(large) == (4 if on_cpu else None)
+    assert winograd.side_of_kernels(layer_of(3, 3, around, 512, 512)) is None, "the transform would be most of the work"
+    assert winograd.side_of_kernels(dataclasses.replace(large, strides=(2, 2))) is None
+
+
+@pytest.mark.parametrize("features", [1, 4])
+@pytest.mark.parametrize("absolute", ["per_image", "whole_set"])
+def test_scores_of_alexnet_by_tiles(monkeypatch, alexnet, features, absolute):
+    """Features whose support is not looked for, for there are few."""
+    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
+    asked, used = jc.Features("features.8", range(features)), {"convolve": set(), "kernel_gradients": set()}
+    for name, names in used.items():
+        original = getattr(winograd, name)
+        spied = lambda layer, *rest, own=original, names=names: names.add(layer.name) or own(layer, *rest)  # noqa: E731
+        monkeypatch.setattr(winograd, name, spied)
+    by_tiles = jc.score(alexnet, images, asked, absolute=absolute)
+    on_cpu = jax.default_backend() == "cpu"
+    assert used["kernel_gradients"] == ({"features.3", "features.6"} if on_cpu else set())
+    # of few images a convolution's own input gradient is as fast
+    assert used["convolve"] == (used["kernel_gradients"] if features > 1 else used["convolve"] & {"features.3"})
+    monkeypatch.setattr(winograd, "_best", lambda *_: (1, None))
+    plain = jc.score(dataclasses.replace(alexnet), images, asked, absolute=absolute)  # of which nothing is compiled
+    for name in plain.layers:
+        found, expected = by_tiles.values[name], np.asarray(plain.values[name])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    differs = [name for name in plain.layers if (by_tiles.values[name] != plain.values[name]).any()]
+    assert differs == (["features.0", "features.3", "features.6"] if on_cpu else []), "the other way was not compiled"
 
 
 def test_circuits_of_alexnet_by_tiles(monkeypatch, alexnet):

@@ -25,10 +25,7 @@ from jax import Array, lax
 from jaxcircuits import sparse
 from jaxcircuits.criteria.common import Criterion, Statistic, same
 from jaxcircuits.layers import Layer
-from jaxcircuits.ops import kernel_gradients, patches, seen_by
-
-# Features whose gradients are made together from the same patches.
-TOGETHER = 8
+from jaxcircuits.ops import kernel_gradients, patches, seen_by, together
 
 
 def _mean(part, gradient: Array, w: Array) -> Array:
@@ -51,13 +48,13 @@ def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array)
         return lax.scan(image, jnp.zeros(total.shape[1:]), (seen, g))[0]
 
     seen = seen_by(layer, x)
-    return total + lax.map(one, g, batch_size=TOGETHER)
+    return total + lax.map(one, g, batch_size=together(layer))
 
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, K, I, O)."""
     seen = seen_by(layer, x)
-    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g, batch_size=TOGETHER)
+    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g, batch_size=together(layer))
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
