@@ -73,16 +73,18 @@ def test_convolution_in_pieces(window, strides, padding, dilation, monkeypatch):
     g = rng.standard_normal((2, np.prod(layer.positions), 4)).astype(np.float32)
     expected = np.einsum("npo,npkc->kco", g, seen)
     with jax.default_matmul_precision("highest"):
-        # on a CPU by a product of all patches, in one group and in several, and by strips of one row, of some, of all
-        for ungrouped, thin, strip in (
-            (True, 16, 1024),
-            (False, 16, 1024),
-            (True, 1, 1),
-            (True, 1, 16),
-            (True, 1, 1024),
+        # on a CPU by a product of all patches, a convolution, patches again, by strips of one row, of some, and of all
+        for ungrouped, thin, small, strip in (
+            (True, 16, 64, 1024),
+            (True, 16, 0, 1024),
+            (False, 16, 0, 1024),
+            (True, 1, 0, 1),
+            (True, 1, 0, 16),
+            (True, 1, 0, 1024),
         ):
             layer.ungrouped = ungrouped
             monkeypatch.setattr(ops, "THIN", thin)
+            monkeypatch.setattr(ops, "SMALL", small)
             monkeypatch.setattr(ops, "STRIP", strip)
             gradients = kernel_gradients(layer, seen_by(layer, x), jnp.asarray(g))
             np.testing.assert_allclose(gradients, expected, atol=1e-4)
