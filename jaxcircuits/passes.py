@@ -121,8 +121,8 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
 
 
 def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
-    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; of those that
-    share little where layers are large, only few, whose gradients stay in a CPU's cache."""
+    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; where
+    everything is multiplied and layers are large, only few from the start, whose gradients stay in a CPU's cache."""
     if not plan.sparse and _large(plan) and jax.default_backend() == "cpu":
         most = MANY if plan.criterion.shared else FEW
         size = size._replace(features=evenly(size.features, most * size.parts))

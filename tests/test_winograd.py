@@ -165,8 +165,10 @@ def test_scores_of_alexnet_by_tiles(monkeypatch, alexnet, features, absolute):
     by_tiles = jc.score(alexnet, images, asked, absolute=absolute)
     on_cpu = jax.default_backend() == "cpu"
     assert used["kernel_gradients"] == ({"features.3", "features.6"} if on_cpu else set())
-    # of few images a convolution's own input gradient is as fast
-    assert used["convolve"] == (used["kernel_gradients"] if features > 1 else used["convolve"] & {"features.3"})
+    if features > 1:
+        assert used["convolve"] == used["kernel_gradients"]
+    else:  # of few images a convolution's own input gradient is as fast
+        assert used["convolve"] <= {"features.3"}
     monkeypatch.setattr(winograd, "_best", lambda *_: (1, None))
     plain = jc.score(dataclasses.replace(alexnet), images, asked, absolute=absolute)  # of which nothing is compiled
     for name in plain.layers:
