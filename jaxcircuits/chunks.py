@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array, lax
 
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Layer
@@ -25,6 +28,7 @@ IMAGES = 4
 # Images in one device call of an evaluation, and how large they may make a layer's output together, in bytes: it should
 # stay in the cache.
 TOGETHER, CACHED = 16, 32 << 20
+Tree = TypeVar("Tree")
 # Where a container says how many bytes it may take.
 CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -150,3 +154,36 @@ def in_chunks(features: Features, size: int) -> Iterator[Features]:
     size = min(size, len(features))
     for start in range(0, len(features), size):
         yield chunk_at(features, start, size)
+
+
+class Collected(Generic[Tree]):
+    """Parts, pytrees of arrays (some, ...), one after the other in arrays (total, ...). Each is written there as it
+    comes, so that all of them are in memory once."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._whole: Tree | None = None
+
+    def add(self, part: Tree) -> None:
+        """One more part, without what fills up the last one."""
+        size, rest = len(jax.tree.leaves(part)[0]), self.total - self.done
+        if size > rest:
+            size, part = rest, jax.tree.map(lambda a: a[:rest], part)
+        if size == self.total:
+            self._whole = part
+        else:
+            if self._whole is None:
+                self._whole = jax.tree.map(lambda a: jnp.zeros((self.total, *a.shape[1:]), a.dtype), part)
+            self._whole = _written(self._whole, part, jnp.int32(self.done))
+        self.done += size
+
+    @property
+    def whole(self) -> Tree:
+        """All of them."""
+        assert self._whole is not None and self.done == self.total
+        return self._whole
+
+
+@functools.partial(jax.jit, donate_argnames="whole")
+def _written(whole: Tree, part: Tree, start: Array) -> Tree:
+    return jax.tree.map(lambda a, own: lax.dynamic_update_slice_in_dim(a, own, start, 0), whole, part)

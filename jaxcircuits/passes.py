@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcircuits import live, winograd
-from jaxcircuits.chunks import Sizes, device_memory, evenly, in_chunks, largest
+from jaxcircuits.chunks import Collected, Sizes, device_memory, evenly, in_chunks, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
@@ -181,7 +181,7 @@ def scores_of_chunk(
     features: Features,
     size: Sizes,
     progress: Callable[[int], object],
-) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Scores {layer: (F, I, O)}, or at the plan's granularity, and relevant kernels of one chunk of features."""
     compiled, batch, done = program(plan, variables, size), size.images, 0
     parts = list(in_chunks(features, size.together))
@@ -203,17 +203,11 @@ def scores_of_chunk(
             done += real
             progress(real * len(features))
         found = streams.results()
-    sums = [tuple(mine for part, mine in found if part == here) for here in range(len(parts))]
-    arguments = zip(sums, directions, possible, strict=True)
-    scores = [compiled.finish(s, weights, d, some, jnp.int32(number)) for s, d, some in arguments]
-    return joined_parts(scores, len(features)), joined_parts(possible, len(features))
-
-
-def joined_parts(parts: Sequence[Mapping[str, Array]], features: int) -> Mapping[str, Array]:
-    """The parts' arrays as one, without what fills up the last part."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: jnp.concatenate([part[name] for part in parts])[:features] for name in parts[0]}
+    scores = Collected(len(features))
+    for here, (own, some) in enumerate(zip(directions, possible, strict=True)):
+        sums = tuple(mine for part, mine in found if part == here)
+        scores.add((compiled.finish(sums, weights, own, some, jnp.int32(number)), some))
+    return scores.whole
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="total")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcircuits.chunks import chunk_at
+from jaxcircuits.chunks import Collected, chunk_at
 from jaxcircuits.criteria import BASELINES, IN_ROUNDS, SEEDED, STEPS, TRAINED, force
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
@@ -21,7 +21,7 @@ from jaxcircuits.layers import before
 from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
-from jaxcircuits.passes import Plan, arranged, fitting, joined_parts, scores_of_chunk, sparse_layers
+from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
 from jaxcircuits.paths import relevant
 from jaxcircuits.rounds import SHORT, looked_at, rounds
 from jaxcircuits.scores import Record, Scores
@@ -169,18 +169,17 @@ def score_levels(
     if options.chunk is None:
         size = fitting(plan, model.variables, size)
     weights = arranged(plan, model.variables)
-    parts, done = [], 0
-    while done < len(features):
-        part = chunk_at(features, done, size.features)
+    first = Collected(len(features))
+    while first.done < len(features):
+        part = chunk_at(features, first.done, size.features)
         try:
-            parts.append(scores_of_chunk(plan, model.variables, weights, images, number, part, size, progress))
-            done += size.features
+            first.add(scores_of_chunk(plan, model.variables, weights, images, number, part, size, progress))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size.features == 1:
                 raise
             size = size.halved()
             warnings.warn(f"out of memory: going on with {size.features} features at a time", stacklevel=3)
-    values, possible = (joined_parts(arrays, len(features)) for arrays in zip(*parts, strict=True))
+    values, possible = first.whole
     record = record._replace(sparse=bool(plan.sparse))
     if criterion not in STEPS:
         return [Scores(values, possible, chosen, record)] * len(levels)
@@ -199,11 +198,10 @@ def score_levels(
     weights = arranged(plan, model.variables)
     found = []
     for level, record in zip(levels, records, strict=True):
-        counts, parts = level.counts(count_relevant(possible, shapes)), []
+        counts, last = level.counts(count_relevant(possible, shapes)), Collected(len(features))
         for some in (slice(start, start + size.features) for start in range(0, len(features), size.features)):
-            first, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
+            scores, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]
-            parts.append(rounds(*asked, first, there, counts[:, some], size.images, progress))
-        last = joined_parts(parts, len(features))
-        found.append(Scores(last, possible, chosen, record))
+            last.add(rounds(*asked, scores, there, counts[:, some], size.images, progress))
+        found.append(Scores(last.whole, possible, chosen, record))
     return found
