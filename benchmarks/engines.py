@@ -120,14 +120,18 @@ def serve(name: str, case: Case, pipe: Any) -> None:
     worker.prepare(case)
     gc.collect()
     reset_peak()
+    peak, library = 0, "jax" if name == "jaxcircuits" else "torch"
     while (order := pipe.recv()) != "stop":
         if order == "run":
             worker.run()
         start = time.perf_counter()
         results = worker.run()
         seconds = (time.perf_counter() - start) / worker.features_done() / case.images
+        peak = max(peak, peak_bytes(library))  # before what takes the results to the other process
         pipe.send((results, seconds) if order == "first" else seconds)
-    pipe.send(peak_bytes("jax" if name == "jaxcircuits" else "torch"))
+        del results
+        reset_peak()
+    pipe.send(peak)
 
 
 class Remote:

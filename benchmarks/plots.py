@@ -36,7 +36,8 @@ def ratios(path: Path, records: Records) -> None:
 
 
 def scaling(path: Path, records: Records) -> None:
-    """Time of one image and feature, and memory, over the number of features: a line for each number of images."""
+    """Time of one image and feature, and memory that more features need beside their own scores, over the number of
+    features: a line for each number of images."""
     kinds = list(dict.fromkeys(record["what"] for record in records))
     figure, axes = _figure(2.4 * len(kinds) + 0.6, rows=len(kinds), columns=2)
     for row, what in zip(axes, kinds, strict=True):
@@ -47,9 +48,10 @@ def scaling(path: Path, records: Records) -> None:
             style = {"color": colour, "marker": "o", "markersize": 4}
             label = f"N = {images}" if what == kinds[0] else None  # once in the legend
             row[0].plot(x, [record["milliseconds"]["jaxcircuits"] for record in line], label=label, **style)
-            row[1].plot(x, [record["peak_megabytes"]["jaxcircuits"] for record in line], **style)
+            beside = [record["peak_megabytes"]["jaxcircuits"] - record["result_megabytes"] for record in line]
+            row[1].plot(x, beside, **style)
         row[0].set(title=what, yscale="log", ylabel="ms per image and feature")
-        row[1].set(title=what, ylabel="peak memory, MB", ylim=(0, None))
+        row[1].set(title=what, ylabel="MB beside the scores", ylim=(0, None))
         for one in row:
             one.set_xscale("log", base=2)
             ticks = sorted({_features(record) for record in records})
