@@ -1,8 +1,10 @@
 """One small network in Flax and in PyTorch with the same weights, and five images that are not square."""
 
+import atexit
 import os
 import shutil
 import signal
+import tempfile
 from typing import NamedTuple
 
 # Most of the time goes into compiling. Without LLVM's optimizations it is a third less, and with the older emitters a
@@ -12,6 +14,11 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
+# One cache for all processes of a run: the first of them to come here makes it, and the others inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcircuits-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # umap-learn takes longer to compile than to run uncompiled
 
 import hypothesis
