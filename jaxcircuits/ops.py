@@ -105,27 +105,6 @@ def pick(x: Array, channels: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).at[:, channels].get(mode="promise_in_bounds").reshape(*x.shape[:-1], -1)
 
 
-def seen_by(layer: Layer, x: Array) -> Array:
-    """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
-    if whole_patches(layer):
-        return split_patches(layer, x)
-    if layer.inputs < THIN:
-        return x
-    m = winograd.side_of_kernels(layer)
-    return winograd.seen_by(layer, x, m) if m else padded(layer, x)
-
-
-def kernel_gradients(layer: Layer, seen: Array, g: Array) -> Array:
-    """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O)."""
-    if whole_patches(layer):
-        g = g.reshape(*g.shape[:2], layer.groups, -1)
-        return jnp.einsum("npgo,npkgi->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
-    if layer.inputs < THIN:
-        return _by_convolution(layer, seen, g)
-    m = winograd.side_of_kernels(layer)
-    return winograd.kernel_gradients(layer, seen, g, m) if m else _by_strips(layer, seen, g)
-
-
 # Below so many input channels all patches of a layer are made at once if they are of at most so many positions, or one
 # convolution is faster.
 THIN, SMALL = 16, 64
@@ -138,15 +117,47 @@ def on_cpu(layer: Layer) -> bool:
     return layer.ungrouped and jax.default_backend() == "cpu"
 
 
-def whole_patches(layer: Layer) -> bool:
-    """Whether a layer's kernel gradients are products of all its patches, which many features share."""
-    return not on_cpu(layer) or (layer.inputs < THIN and math.prod(layer.window) <= SMALL)
-
-
 def together(layer: Layer) -> int | None:
     """Features whose kernel gradients are fastest made together; None if each is by itself."""
-    alone = on_cpu(layer) and (layer.inputs < THIN or winograd.side_of_kernels(layer))
+    alone = on_cpu(layer) and (winograd.side_of_kernels(layer) or _way(layer) != "strips")
     return None if alone else TOGETHER
+
+
+def seen_by(layer: Layer, x: Array) -> Array:
+    """What `kernel_gradients` takes of a layer's input x (N, H, W, C), an axis of N images first."""
+    if m := winograd.side_of_kernels(layer):
+        return winograd.seen_by(layer, x, m)
+    match _way(layer):
+        case "patches":
+            return jnp.moveaxis(split_patches(layer, x), 1, -1)  # as the product takes them
+        case "strips":
+            return padded(layer, x)
+    return x
+
+
+def kernel_gradients(layer: Layer, seen: Array, g: Array, start: Array | int = 0) -> Array:
+    """D = sum_np g[n,p,o] patches[n,p,k,i], of what was `seen_by` the layer, and g (N, P, O): (K, I, O).
+
+    g may have more images, of which it is N from `start` on: tiles take them as they need them, without a copy.
+    """
+    if m := winograd.side_of_kernels(layer):
+        return winograd.kernel_gradients(layer, seen, g, start, m)
+    g = lax.dynamic_slice_in_dim(g, start, len(seen))
+    match _way(layer):
+        case "patches":
+            g = g.reshape(*g.shape[:2], layer.groups, -1)
+            return jnp.einsum("npgo,nkgip->kigo", g, seen).reshape(-1, layer.inputs, layer.outputs)
+        case "strips":
+            return _by_strips(layer, seen, g)
+    return _by_convolution(layer, seen, g)
+
+
+def _way(layer: Layer) -> str:
+    """How a layer's kernel gradients are made where that is not by tiles: by a product of all its "patches", of
+    "strips" of them, or by a "convolution"."""
+    if not on_cpu(layer) or (layer.inputs < THIN and math.prod(layer.window) <= SMALL):
+        return "patches"
+    return "convolution" if layer.inputs < THIN else "strips"
 
 
 def _by_strips(layer: Layer, x: Array, g: Array) -> Array:

@@ -133,29 +133,32 @@ def backwards(layer: Layer) -> Layer:
 
 
 def seen_by(layer: Layer, x: Array, m: int) -> Array:
-    """What `kernel_gradients` takes of x (N, H, W, C): the transformed tiles (N, n * n, T, C)."""
+    """What `kernel_gradients` takes of x (N, H, W, C): the tiles of each of S strips, transformed, as products take
+    them (N, S, n * n, C, T)."""
     tiles, (_, _, b) = _tiles(layer, m), _matrices(m, layer.window[0])
     x = _padded(layer, x, tiles, m, layer.window[0])
     seen = _transformed(b, _transformed(b, x, 1, m), 3, m)  # (n along W, n along H, N, rows, tiles, C)
-    return jnp.moveaxis(seen, 2, 0).reshape(len(x), len(b) ** 2, -1, x.shape[-1])
+    strips = tiles[0] // strip_rows(*tiles, STRIP)
+    seen = seen.reshape(len(b) ** 2, len(x), strips, -1, x.shape[-1])
+    return seen.transpose(1, 2, 0, 4, 3)
 
 
-def kernel_gradients(layer: Layer, seen: Array, g: Array, m: int) -> Array:
-    """Of what was `seen_by` the layer and g (N, P, O): (K, I, O)."""
-    (images, points, _, inputs), tiles = seen.shape, _tiles(layer, m)
+def kernel_gradients(layer: Layer, seen: Array, g: Array, start: Array | int, m: int) -> Array:
+    """Of what was `seen_by` the layer, and g, the N images from `start` on of it (.., P, O): (K, I, O)."""
+    (images, heights, points, inputs, size), tiles = seen.shape, _tiles(layer, m)
     a, transform, b = _matrices(m, layer.window[0])
-    rows = strip_rows(*tiles, STRIP)
-    heights, size = tiles[0] // rows, rows * tiles[1]
-    ends = ((0, m * t - n) for t, n in zip(tiles, layer.positions, strict=True))
-    g = jnp.pad(g.reshape(images, *layer.positions, -1), ((0, 0), *ends, (0, 0)))
+    rows = tiles[0] // heights
+    ends = [(0, m * t - n) for t, n in zip(tiles, layer.positions, strict=True)]
+    g = g.reshape(-1, *layer.positions, layer.outputs)
+    if any(map(any, ends)):  # a copy, then of what is needed
+        g, start = jnp.pad(lax.dynamic_slice_in_dim(g, start, images), ((0, 0), *ends, (0, 0))), 0
 
     def strip(s: Array, total: Array) -> Array:
-        n, row = s // heights, s % heights * rows
-        own = lax.dynamic_slice(g, (n, row * m, 0, 0), (1, rows * m, *g.shape[2:]))
+        n, row = s // heights, s % heights
+        own = lax.dynamic_slice(g, (start + n, row * rows * m, 0, 0), (1, rows * m, *g.shape[2:]))
         own = own.reshape(rows, m, tiles[1], m, -1)
         own = _combined(a.T, jnp.moveaxis(_combined(a.T, jnp.moveaxis(own, 1, 0)), 3, 0))
-        tile = lax.dynamic_slice(seen, (n, 0, row * tiles[1], 0), (1, points, size, inputs))
-        return total + jnp.einsum("ptc,pto->pco", tile[0], own.reshape(points, size, -1))
+        return total + seen[n, row] @ own.reshape(points, size, -1)
 
     total, count = jnp.zeros((points, inputs, g.shape[-1])), images * heights
     total = strip(jnp.int32(0), total) if count == 1 else lax.fori_loop(0, count, strip, total)

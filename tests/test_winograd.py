@@ -83,8 +83,8 @@ def test_gradients_of_any_size_padding_strip_side_and_window(height, width, padd
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
         of_inputs = winograd.convolve(winograd.backwards(layer), g, kernel[::-1, ::-1].swapaxes(2, 3), m)
-        flat = g.reshape(images, -1, layer.outputs)
-        of_kernels = winograd.kernel_gradients(layer, winograd.seen_by(layer, x, m), flat, m)
+        flat = jnp.concatenate([drawn(rng, 2, *layer.output_shape), g]).reshape(images + 2, -1, layer.outputs)
+        of_kernels = winograd.kernel_gradients(layer, winograd.seen_by(layer, x, m), flat, 2, m)
     places = (slice(padding[0][0], padding[0][0] + height), slice(padding[1][0], padding[1][0] + width))
     seen, back = (np.pad(a, ((0, 0), *padding, (0, 0))) for a in (x, np.zeros_like(x)))
     expected = np.zeros(kernel.shape)

@@ -40,21 +40,24 @@ def _each(part, gradient: Array, w: Array) -> Array:
 
 def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """For one feature and image after another, each reduced while it is in the cache: (F, I, O)."""
+    images = len(x)
+    seen, flat = seen_by(layer, x), g.reshape(-1, *g.shape[2:])
 
-    def one(g: Array) -> Array:
-        def image(total: Array, its: tuple[Array, Array]) -> tuple[Array, None]:
-            return total + over(part, kernel_gradients(layer, *(a[None] for a in its)), w), None
+    def one(f: Array) -> Array:
+        def image(n: Array, total: Array) -> Array:
+            mine = lax.dynamic_slice_in_dim(seen, n, 1)
+            return total + over(part, kernel_gradients(layer, mine, flat, f * images + n), w)
 
-        return lax.scan(image, jnp.zeros(total.shape[1:]), (seen, g))[0]
+        return lax.fori_loop(0, images, image, jnp.zeros(total.shape[1:]))
 
-    seen = seen_by(layer, x)
-    return total + lax.map(one, g, batch_size=together(layer))
+    return total + lax.map(one, jnp.arange(len(g)), batch_size=together(layer))
 
 
 def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, K, I, O)."""
-    seen = seen_by(layer, x)
-    return total + lax.map(lambda g: kernel_gradients(layer, seen, g), g, batch_size=together(layer))
+    seen, flat = seen_by(layer, x), g.reshape(-1, *g.shape[2:])
+    starts = jnp.arange(len(g)) * len(x)
+    return total + lax.map(lambda start: kernel_gradients(layer, seen, flat, start), starts, batch_size=together(layer))
 
 
 def _finish_dense(total: Array, layer: Layer, w: Array, images: Array) -> Array:
