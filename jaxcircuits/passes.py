@@ -27,7 +27,7 @@ from jaxcircuits.taps import Network
 
 # With more than this share of the products not zero, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
-# Fewer features than FEW share too little to look for their support, and fewer than MANY in networks with maps of more
+# Up to FEW features share too little to look for their support, and fewer than MANY in networks with maps of more
 # numbers than LARGE, whose gradients miss the cache. If everything is multiplied there, it is for FEW features at a
 # time, or for MANY if they share much.
 FEW, MANY, LARGE = 16, 32, 1 << 18
@@ -148,7 +148,7 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     layers, whose gradients miss the cache, and where ReLUs and pools leave most products zero, of those that there
     are by tiles. It is all of them or none, for gradients change their order in memory in between.
     """
-    enough = features >= (MANY if _large(plan) else FEW)
+    enough = features >= MANY if _large(plan) else features > FEW
     if plan.layers == (plan.target,) or not enough or jax.default_backend() != "cpu":
         return ()
     block, _ = next(iter(batches(images, 1)))

@@ -101,7 +101,7 @@ def few_lengths(monkeypatch):
 def both_ways(monkeypatch, model, images, features, **options):
     with monkeypatch.context() as patch:
         patch.setattr(passes, "SPARSE", 2)
-        patch.setattr(passes, "FEW", 1)
+        patch.setattr(passes, "FEW", 0)
         fast = jc.score(model, images, features, **options)
     with monkeypatch.context() as patch:
         patch.setattr(passes, "SPARSE", 0)
@@ -151,10 +151,12 @@ class Smooth(nn.Module):
 @pytest.mark.usefixtures("few_lengths")
 def test_the_rule(small):
     """On the support where gradients are mostly zero, for many features; recorded."""
-    few = jc.score(small.model, small.images[:1], jc.Features("layer1.conv1", [0, 1]))
-    many = jc.score(small.model, small.images[:1], jc.Features("layer1.conv1", np.arange(passes.FEW) % 8))
+    few, many = (
+        jc.score(small.model, small.images[:1], jc.Features("layer1.conv1", np.arange(n) % 8))
+        for n in (passes.FEW, passes.FEW + 1)
+    )
     model = jc.Model(Smooth(), random_variables(Smooth(), (1, 13, 11, 3)), input_size=13)
-    smooth = jc.score(model, small.images[:1], jc.Features("last", np.arange(passes.FEW) % 9))
+    smooth = jc.score(model, small.images[:1], jc.Features("last", np.arange(passes.FEW + 1) % 9))
     assert (few.record.sparse, many.record.sparse, smooth.record.sparse) == (False, True, False)
 
 
@@ -175,7 +177,7 @@ def test_all_layers_or_none(small, monkeypatch):
     network = model.network(images.shape[1:])
     found = passes.supports(network, model.variables, "third", jnp.asarray(images[:1]))
     left = (3 * 5 * float(found["first"].mean()) + 5 * 6 * float(found["second"].mean())) / (3 * 5 + 5 * 6)
-    monkeypatch.setattr(passes, "FEW", 9)
+    monkeypatch.setattr(passes, "FEW", 8)
     for share, sparse_ones in ((left - 0.01, ()), (left + 0.01, ("first", "second"))):
         monkeypatch.setattr(passes, "SPARSE", share)
         assert planned(monkeypatch, model, images, features)[0].sparse == sparse_ones
