@@ -84,10 +84,9 @@ def markdown(document: Document, picture: str) -> str:
     if not scaling:
         lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, rows(document)), ""]
         lines += [f"{sentence}.\n" for sentence in programs(document)]
-    lines += [
-        f"{machine}; matrix products: {document['matrix_gigaflops_a_second']:.0f} GFLOP/s; {versions}; "
-        f"medians of {document['rounds']} rounds."
-    ]
+    rounds = "one round" if document["rounds"] == 1 else f"medians of {document['rounds']} rounds"
+    rate = f"matrix products: {document['matrix_gigaflops_a_second']:.0f} GFLOP/s"
+    lines.append(f"{machine}; {rate}; {versions}; {rounds}.")
     return "\n".join(lines)
 
 
