@@ -36,8 +36,8 @@ def ratios(path: Path, records: Records) -> None:
 
 
 def scaling(path: Path, records: Records) -> None:
-    """Time of one image and feature, and memory that more features need beside their own scores, over the number of
-    features: a line for each number of images."""
+    """Time of one image and feature, and memory without the scores that are the result, over the number of features: a
+    line for each number of images."""
     kinds = list(dict.fromkeys(record["what"] for record in records))
     figure, axes = _figure(2.4 * len(kinds) + 0.6, rows=len(kinds), columns=2)
     for row, what in zip(axes, kinds, strict=True):

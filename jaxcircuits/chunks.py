@@ -19,6 +19,8 @@ from jaxcircuits.layers import Layer
 from jaxcircuits.taps import Network
 from jaxcircuits.threads import processors
 
+Tree = TypeVar("Tree")
+
 # Beyond this many features a CPU gains nothing more from sharing the forward pass; with so many it gains most of that.
 LARGEST, ENOUGH = 64, 16
 # Share of the device's memory that the calls under way may take, and their most in bytes.
@@ -28,7 +30,6 @@ IMAGES = 4
 # Images in one device call of an evaluation, and how large they may make a layer's output together, in bytes: it should
 # stay in the cache.
 TOGETHER, CACHED = 16, 32 << 20
-Tree = TypeVar("Tree")
 # Where a container says how many bytes it may take.
 CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
