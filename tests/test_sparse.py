@@ -58,7 +58,7 @@ def test_input_gradients_are_the_transposed_convolutions(layer, density, seed):
 
     _, pullback = jax.vjp(convolution, jnp.zeros((images, *layer.input_maps)))
     expected = np.stack([pullback(jnp.asarray(one.reshape(images, *layer.output_shape)))[0] for one in g])
-    found = sparse.input_gradients(layer, jnp.asarray(kernel), jnp.asarray(on), jnp.asarray(g))
+    found = jax.jit(sparse.input_gradients, static_argnums=0)(layer, kernel, on, g)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -73,10 +73,14 @@ def test_products_by_output_channel(monkeypatch, longest, together):
     seen = rng.standard_normal((3, 70, 5)).astype(np.float32)
     start = rng.standard_normal((7, 5, 4)).astype(np.float32)
     flat = jnp.asarray(seen.reshape(-1, 5))
-    found = sparse.add_by_output(
-        jnp.asarray(start), jnp.asarray(on), jnp.asarray(g), lambda places, _: flat[places],
-        finish=lambda product, o: jnp.abs(product), together=together,
-    )  # fmt: skip
+
+    @jax.jit
+    def add(*arrays):
+        return sparse.add_by_output(
+            *arrays, lambda places, _: flat[places], finish=lambda product, o: jnp.abs(product), together=together
+        )
+
+    found = add(start, on, g)
     each = np.einsum("fnpo,npj->nojf", g, seen)
     expected = start + (np.abs(each.sum(0)) if together else np.abs(each).sum(0))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -85,9 +89,9 @@ def test_products_by_output_channel(monkeypatch, longest, together):
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.booleans(), min_size=130, max_size=130), min_size=1, max_size=3))
 def test_lists(rows):
-    on = np.stack([np.array(rows), ~np.array(rows)])
+    on, compiled = np.stack([np.array(rows), ~np.array(rows)]), jax.jit(sparse.lists, static_argnums=1)
     for axis in (1, 2):
-        columns, counts = sparse.lists(jnp.asarray(on if axis == 2 else on.swapaxes(1, 2)), axis)
+        columns, counts = compiled(on if axis == 2 else on.swapaxes(1, 2), axis)
         for row, found, number in zip(np.concatenate(on), np.asarray(columns), counts, strict=True):
             assert found[:number].tolist() == np.flatnonzero(row).tolist()
 

@@ -1,6 +1,7 @@
 """Convolutions by tiles against convolutions as they stand."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -40,6 +41,11 @@ def drawn(rng, *shape):
     return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
 
+def compiled(function):
+    """Anew for each example, for it depends on STRIP; compiling operation by operation takes several times as long."""
+    return jax.jit(lambda *arrays: function(*arrays))
+
+
 sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 
@@ -58,7 +64,7 @@ def test_any_size_padding_strip_side_and_window(height, width, padding, images, 
     x, kernel = drawn(rng, images, *layer.input_shape), drawn(rng, window, window, 3, 5)
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
-        found = winograd.convolve(layer, x, kernel, side)
+        found = compiled(functools.partial(winograd.convolve, layer, m=side))(x, kernel)
         options = {"padding": layer.padding, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
         expected = lax.conv_general_dilated(x, kernel, (1, 1), **options)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[side, window] * np.abs(expected).max())
@@ -82,9 +88,11 @@ def test_gradients_of_any_size_padding_strip_side_and_window(height, width, padd
     g = drawn(rng, images, *layer.output_shape)
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
-        of_inputs = winograd.convolve(winograd.backwards(layer), g, kernel[::-1, ::-1].swapaxes(2, 3), m)
+        back = functools.partial(winograd.convolve, winograd.backwards(layer), m=m)
+        of_inputs = compiled(back)(g, kernel[::-1, ::-1].swapaxes(2, 3))
         flat = jnp.concatenate([drawn(rng, 2, *layer.output_shape), g]).reshape(images + 2, -1, layer.outputs)
-        of_kernels = winograd.kernel_gradients(layer, winograd.seen_by(layer, x, m), flat, 2, m)
+        seen = compiled(functools.partial(winograd.seen_by, layer, m=m))(x)
+        of_kernels = compiled(functools.partial(winograd.kernel_gradients, layer, start=2, m=m))(seen, flat)
     places = (slice(padding[0][0], padding[0][0] + height), slice(padding[1][0], padding[1][0] + width))
     seen, back = (np.pad(a, ((0, 0), *padding, (0, 0))) for a in (x, np.zeros_like(x)))
     expected = np.zeros(kernel.shape)
