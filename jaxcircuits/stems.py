@@ -18,9 +18,10 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.layers import Arrays, Variables
+from jaxcircuits.masked import Whole
+from jaxcircuits.ops import convolve
 from jaxcircuits.receptive import depends
 from jaxcircuits.taps import Network
-from jaxcircuits.variables import with_masks
 
 # First layers of at most so many input channels.
 FEW = 4
@@ -102,12 +103,17 @@ def _look_for_second(network: Network, variables: Variables) -> str | None:
 
 @functools.partial(jax.jit, static_argnames=("network", "first", "second"))
 def grown(network: Network, first: str, second: str, variables: Variables, masks: Array, images: Array) -> Array:
-    """The stems (N, H, W, S, C) of the first layer's masks (S, I, O), by one convolution."""
+    """The stems (N, H, W, S, C) of the first layer's masks (S, I, O), whose terms each input channel makes once."""
+    layer = network.layers[first]
+    x, w = network.run(variables, images)[first], layer.weight(variables).reshape(*layer.window, layer.inputs, -1)
+    outputs = layer.bias(variables)
+    for i, mask in enumerate(masks.swapaxes(0, 1)):
+        outputs = outputs + convolve(layer, x[..., i : i + 1], w[:, :, i : i + 1])[..., None, :] * mask
 
-    def stem(mask: Array) -> Array:
-        return network.run(with_masks(network, variables, {first: mask}), images)[second]
+    def stem(output: Array) -> Array:
+        return network.run(variables, images, terms={first: Whole(output)})[second]
 
-    return jax.vmap(stem, out_axes=-2)(masks)
+    return jax.vmap(stem, -2, -2)(outputs)
 
 
 def mosaic(stems: Array, chosen: Array | np.ndarray) -> Array:
