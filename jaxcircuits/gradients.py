@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcircuits import winograd
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
-from jaxcircuits.layers import Layer, Variables, before
-from jaxcircuits.ops import feature_input_gradients, feature_maps
+from jaxcircuits.layers import Layer, Masks, Variables, before
+from jaxcircuits.ops import feature_input_gradients, feature_maps, tiles_back
+from jaxcircuits.sparse import Back
 from jaxcircuits.taps import Network
 
 
@@ -69,6 +69,7 @@ def gradients(
     pinned: bool = False,
     circuit: bool = False,
     sparse: tuple[str, ...] = (),
+    tiles: Masks | None = None,
 ) -> Gradients:
     """Differentiate F features with respect to the outputs of the layers before them.
 
@@ -81,15 +82,14 @@ def gradients(
         pinned, circuit: as in `Network.run`, the latter for one feature.
         sparse: the layers whose input gradients are computed where they are not zero for every feature; the same to
             rounding.
+        tiles: the kernels that `tiles_of` makes of other layers, whose input gradients are then made by tiles.
     """
     layer = network.layers[target]
     inner = tuple(name for name in layers if name != target)
 
     on = supports(network, variables, target, images, sparse) if sparse and inner else {}
-    if on or pinned or circuit:
-        together = on
-    else:
-        together = dict.fromkeys(_by_tiles(network, target, len(directions) * len(images)))
+    together = {name: Back(on=places) for name, places in on.items()}
+    together |= {name: Back(tiles=kernels) for name, kernels in (tiles or {}).items()}
 
     def forward(probes: dict[str, Array]):
         inputs = network.run(variables, images, probes, together=together, pinned=pinned, circuit=circuit)
@@ -109,11 +109,16 @@ def gradients(
     return Gradients(inputs, maps, c.reshape(features, count, -1), flat, on)
 
 
-def _by_tiles(network: Network, target: str, images: int) -> Iterator[str]:
-    """The layers whose input gradients are faster by tiles, for so many images of all features."""
+def tiles_of(network: Network, variables: Variables, target: str, images: int) -> Masks:
+    """The kernels of the convolutions before the target whose input gradients are faster by tiles, for so many images
+    of all features, as tiles take them: {layer: (n * n, O, I)}."""
+    found = {}
     for name, layer in before(network.layers, target).items():
-        if not layer.trouble and winograd.side(winograd.backwards(layer), images):
-            yield name
+        if layer.ungrouped and not layer.trouble:
+            kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
+            if (tiles := tiles_back(layer, kernel, images, ready=True)) is not None:
+                found[name] = tiles
+    return found
 
 
 def supports(

@@ -177,4 +177,4 @@ def outputs(layer: Layer, variables: Variables, x: Array) -> Array:
 
 def _whole(layer: Layer, x: Array, kernel: Array) -> Array:
     m = winograd.side(layer, len(x))
-    return winograd.convolve(layer, x, kernel, m) if m else convolve(layer, x, kernel)
+    return winograd.convolve(layer, x, winograd.transformed(kernel, m)) if m else convolve(layer, x, kernel)

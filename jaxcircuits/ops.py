@@ -66,25 +66,37 @@ def convolve(layer: Layer, x: Array, kernel: Array) -> Array:
     )
 
 
-def convolve_back(layer: Layer, g: Array, kernel: Array) -> Array:
+def convolve_back(layer: Layer, g: Array, kernel: Array, tiles: Array | None = None) -> Array:
     """The input gradient of `convolve` in one group: g (N, H', W', O), kernel (h, w, I, O) -> (N, H, W, I).
 
-    By tiles where they are faster. JAX's own transpose leaves the kernel as it is, for which XLA on a CPU has no fast
-    convolution in a branch.
+    By tiles where they are faster, of what `tiles_back` makes if it is not given. JAX's own transpose leaves the kernel
+    as it is, for which XLA on a CPU has no fast convolution in a branch.
     """
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    back = winograd.backwards(dataclasses.replace(layer, inputs=kernel.shape[2], outputs=kernel.shape[3]))
-    if m := winograd.side(back, len(g)):
-        return winograd.convolve(back, g, turned, m)
+    if tiles is None:
+        tiles = tiles_back(layer, kernel, len(g))
+    if tiles is not None:
+        return winograd.convolve(winograd.backwards(layer), g, tiles)
     return lax.conv_general_dilated(
         g,
-        turned,
+        _turned(kernel),
         (1, 1),
         _padding_back(layer),
         lhs_dilation=layer.strides,
         rhs_dilation=layer.dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def tiles_back(layer: Layer, kernel: Array, images: int, *, ready: bool = False) -> Array | None:
+    """A kernel (h, w, I, O) as tiles take it for the input gradients of so many images, (n * n, O, I); None where a
+    convolution is faster. `ready`: it is made once for many of them."""
+    back = winograd.backwards(dataclasses.replace(layer, inputs=kernel.shape[2], outputs=kernel.shape[3]))
+    m = winograd.side(back, images, ready=ready)
+    return winograd.transformed(_turned(kernel), m) if m else None
+
+
+def _turned(kernel: Array) -> Array:
+    return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _padding_back(layer: Layer) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from jaxcircuits.chunks import Collected, Sizes, device_memory, evenly, in_chunk
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
-from jaxcircuits.gradients import gradients, supports
+from jaxcircuits.gradients import gradients, supports, tiles_of
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
@@ -35,6 +35,18 @@ FEW, MANY, LARGE = 16, 32, 1 << 18
 FITS = 0.7
 
 Sums = dict[str, Array]
+
+
+class Weights(NamedTuple):
+    """A network's weights in the forms that a pass takes.
+
+    Attributes:
+        own: of the layers to score, as their statistics take them.
+        tiles: of those whose input gradients are made by tiles.
+    """
+
+    own: Masks
+    tiles: Masks
 
 
 class Plan(NamedTuple):
@@ -69,11 +81,14 @@ class Plan(NamedTuple):
             return self.criterion.target
         return self.criterion.on_support if name in self.sparse else self.criterion.dense
 
-    def weights(self, variables: Variables) -> dict[str, Array]:
-        """The layers' weights as their statistics take them; made once for all images."""
+    def weights(self, variables: Variables, size: Sizes) -> Weights:
+        """The network's, for device calls of this size; made once for all images."""
         layers = {name: self.network.layers[name] for name in self.layers}
-        return {n: la.weight_by_output(variables) if n in self.sparse else la.weight(variables)
-                for n, la in layers.items()}  # fmt: skip
+        own = {n: la.weight_by_output(variables) if n in self.sparse else la.weight(variables)
+               for n, la in layers.items()}  # fmt: skip
+        if self.sparse or self.circuit:
+            return Weights(own, {})
+        return Weights(own, tiles_of(self.network, variables, self.target, size.together * size.images))
 
     def nothing(self, features: int) -> Sums:
         """The sums over no images."""
@@ -105,7 +120,7 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
     features, batch, streams = size.together, size.images, size.streams
     if key not in known:
         target = plan.network.layers[plan.target]
-        weights = jax.eval_shape(plan.weights, variables)
+        weights = jax.eval_shape(functools.partial(plan.weights, size=size), variables)
         sums = jax.eval_shape(functools.partial(plan.nothing, features))
         masks = {name: (features, plan.network.layers[name].inputs, plan.network.layers[name].outputs) for name in sums}
         possible = {name: jax.ShapeDtypeStruct(shape, bool) for name, shape in masks.items()}
@@ -138,7 +153,7 @@ def _bytes(step) -> int:
     return sum(getattr(memory, part, 0) for part in parts) - getattr(memory, "alias_size_in_bytes", 0)
 
 
-arranged = jax.jit(Plan.weights, static_argnums=0)
+arranged = jax.jit(Plan.weights, static_argnums=(0, 2))
 
 
 def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tuple[str, ...]:
@@ -175,7 +190,7 @@ def _support_shares(network: Network, target: str, variables: Variables, image: 
 def scores_of_chunk(
     plan: Plan,
     variables: Variables,
-    weights: dict[str, Array],
+    weights: Weights,
     images,
     number: int,
     features: Features,
@@ -215,7 +230,7 @@ def add_block(
     plan: Plan,
     total: Sums,
     variables: Variables,
-    weights: Masks,
+    weights: Weights,
     directions: Array,
     places: Array,
     images: Array,
@@ -229,7 +244,7 @@ def add_block(
         return cotangents(plan.objective, maps, where) * counts
 
     arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
-    found = gradients(*arguments, sparse=plan.sparse, circuit=plan.circuit)
+    found = gradients(*arguments, sparse=plan.sparse, circuit=plan.circuit, tiles=weights.tiles)
     sums = {}
     for name in plan.layers:
         layer, x = plan.network.layers[name], found.inputs[name]
@@ -241,7 +256,7 @@ def add_block(
             seen = (found.outputs[name], found.supports[name])
         else:
             seen = (found.outputs[name],)
-        add, w = plan.statistic(name).add, weights[name]
+        add, w = plan.statistic(name).add, weights.own[name]
         if plan.circuit and name != plan.target and layer.ungrouped:
             sums[name] = live.add(add, total[name], layer, x, found.outputs[name], w)
         else:
@@ -251,13 +266,13 @@ def add_block(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def finished(
-    plan: Plan, totals: tuple[Sums, ...], weights: Masks, directions: Array, possible: Masks, number: Array
+    plan: Plan, totals: tuple[Sums, ...], weights: Weights, directions: Array, possible: Masks, number: Array
 ) -> dict[str, Array]:
     total = jax.tree.map(lambda *sums: functools.reduce(jnp.add, sums), *totals)
     scores = {}
     for name in plan.layers:
         layer = plan.network.layers[name]
         own = (directions,) if name == plan.target else ()
-        found = plan.statistic(name).finish(total[name], layer, *own, weights[name], number)
+        found = plan.statistic(name).finish(total[name], layer, *own, weights.own[name], number)
         scores[name] = fitted(found, possible[name], plan.granularity)
     return scores

@@ -16,7 +16,7 @@ from jaxcircuits.features import Features, strongest
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.masks import top
-from jaxcircuits.passes import Plan, Sums, program
+from jaxcircuits.passes import Plan, Sums, Weights, program
 from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network
 from jaxcircuits.variables import kernels, masked_kernels, with_kernels
@@ -28,7 +28,7 @@ SHORT = 16
 def rounds(
     plan: Plan,
     variables: Variables,
-    weights: dict[str, Array],
+    weights: Weights,
     images,
     number: int,
     directions: Array,

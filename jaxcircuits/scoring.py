@@ -168,7 +168,7 @@ def score_levels(
     plan = plan._replace(sparse=sparse_layers(plan, model.variables, size.together, images))
     if options.chunk is None:
         size = fitting(plan, model.variables, size)
-    weights = arranged(plan, model.variables)
+    weights = arranged(plan, model.variables, size)
     first = Collected(len(features))
     while first.done < len(features):
         part = chunk_at(features, first.done, size.features)
@@ -178,6 +178,7 @@ def score_levels(
             if "RESOURCE_EXHAUSTED" not in str(error) or size.features == 1:
                 raise
             size = size.halved()
+            weights = arranged(plan, model.variables, size)
             warnings.warn(f"out of memory: going on with {size.features} features at a time", stacklevel=3)
     values, possible = first.whole
     record = record._replace(sparse=bool(plan.sparse))
@@ -195,7 +196,7 @@ def score_levels(
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
     plan = plan._replace(sparse=(), circuit=len(before(network.layers, features.layer)) <= SHORT)
     plan, places = looked_at(plan, model.variables, images, number, features, size.images)
-    weights = arranged(plan, model.variables)
+    weights = arranged(plan, model.variables, size)
     found = []
     for level, record in zip(levels, records, strict=True):
         counts, last = level.counts(count_relevant(possible, shapes)), Collected(len(features))

@@ -193,32 +193,40 @@ def input_gradients(layer: Layer, kernel: Array, on: Array, g: Array) -> Array:
     return jnp.moveaxis(gradient.reshape(images, *layer.input_maps, len(g)), -1, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def convolution(layer: Layer, x: Array, kernel: Array, on: Array | None) -> Array:
-    """A convolution (N, H, W, C) -> (N, H', W', O) whose input gradient is computed for many features together: on
-    the support, or as more images.
+class Back(NamedTuple):
+    """How a convolution's input gradient is made for many features together: on a support, or as more images by tiles.
 
-    `on` (N, P, O) must cover every place where a cotangent can be non-zero; None for all places. Kernel gradients are
-    not provided.
+    Attributes:
+        on: (N, P, O) bool, every place where a cotangent can be non-zero.
+        tiles: the kernels as `ops.tiles_back` makes them (n * n, O, I), where there is no support.
     """
+
+    on: Array | None = None
+    tiles: Array | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def convolution(layer: Layer, x: Array, kernel: Array, back: Back) -> Array:
+    """A convolution (N, H, W, C) -> (N, H', W', O) with such an input gradient; kernel gradients are not provided."""
     return convolve(layer, x, kernel)  # as it stands: other rounding would switch a ReLU now and then
 
 
-def _forward(layer: Layer, x: Array, kernel: Array, on: Array | None):
-    return convolve(layer, x, kernel), (kernel, on)
+def _forward(layer: Layer, x: Array, kernel: Array, back: Back):
+    return convolve(layer, x, kernel), (kernel, back)
 
 
-def _backward(layer: Layer, residuals: tuple[Array, Array | None], g: Array):
+def _backward(layer: Layer, residuals: tuple[Array, Back], g: Array):
     @custom_vmap
-    def input_gradient(kernel: Array, on: Array | None, g: Array) -> Array:
-        return convolve_back(layer, g, kernel)
+    def input_gradient(kernel: Array, back: Back, g: Array) -> Array:
+        return convolve_back(layer, g, kernel, back.tiles)
 
     @input_gradient.def_vmap
-    def _(axis_size: int, in_batched, kernel: Array, on: Array | None, g: Array):
-        assert not in_batched[0] and not in_batched[1] and in_batched[2], "only gradients differ between features"
-        if on is not None:
-            return input_gradients(layer, kernel, on, g.reshape(axis_size, *on.shape)), True
-        gradient = convolve_back(layer, g.reshape(-1, *g.shape[2:]), kernel)
+    def _(axis_size: int, in_batched, kernel: Array, back: Back, g: Array):
+        *shared, of_gradients = jax.tree.leaves(in_batched)
+        assert of_gradients and not any(shared), "only gradients differ between features"
+        if back.on is not None:
+            return input_gradients(layer, kernel, back.on, g.reshape(axis_size, *back.on.shape)), True
+        gradient = convolve_back(layer, g.reshape(-1, *g.shape[2:]), kernel, back.tiles)
         return gradient.reshape(*g.shape[:2], *layer.input_maps), True
 
     return input_gradient(*residuals, g), None, None

@@ -22,8 +22,8 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Call, Layer, Variables, layer_of
 from jaxcircuits.threads import pool
 
-TAPS, PROBES, PINNED, LIVE, SUPPORTS, TERMS, GIVEN, MARKED = (
-    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "live", "supports", "terms", "given", "marked")
+TAPS, PROBES, PINNED, LIVE, TOGETHER, TERMS, GIVEN, MARKED = (
+    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "live", "together", "terms", "given", "marked")
 )
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -43,7 +43,7 @@ class Network:
         images: Array,
         probes: Mapping[str, Array] | None = None,
         *,
-        together: Mapping[str, Array | None] | None = None,
+        together: Mapping[str, sparse.Back] | None = None,
         terms: Mapping[str, masked.Terms | masked.Whole] | None = None,
         inputs: Mapping[str, Array] | None = None,
         pinned: bool = False,
@@ -55,8 +55,7 @@ class Network:
             variables: of the module, possibly with masked weights.
             images: (N, H, W, 3).
             probes: {layer: (N, H, W, O)}, added to the layers' outputs.
-            together: {convolution: (N, P, O) bool or None}: its input gradient is computed for many features together,
-                from where its output's gradient can be non-zero, or from everywhere.
+            together: {convolution: how its input gradient is made for many features together}.
             terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
@@ -73,7 +72,7 @@ class Network:
             for name, probe in (probes or {}).items()
         }
         # as variables, because nn.jit must see them
-        given |= {(SUPPORTS, *self.layers[name].path, "on"): on for name, on in (together or {}).items()}
+        given |= {(TOGETHER, *self.layers[name].path, "back"): back for name, back in (together or {}).items()}
         given |= {(TERMS, *self.layers[name].path, "terms"): found for name, found in (terms or {}).items()}
         given |= {
             (GIVEN, *self.layers[name].path, "input"): x.reshape(len(images), *self.layers[name].input_shape)
@@ -124,15 +123,15 @@ def _by_parts(layers: Mapping[str, Layer], call, args, kwargs, context):
     module = context.module
     if not _layer_call(context):
         return call(*args, **kwargs)
-    by_terms, on_support = module.has_variable(TERMS, "terms"), module.has_variable(SUPPORTS, "on")
-    if not by_terms and not on_support:
+    by_terms, together = module.has_variable(TERMS, "terms"), module.has_variable(TOGETHER, "back")
+    if not by_terms and not together:
         return call(*args, **kwargs)
     x, parameters = _input(args, kwargs), module.variables["params"]
     layer = layers[".".join(module.path)]
     kernel, bias = parameters["kernel"], parameters.get("bias", jnp.zeros(layer.outputs))
     if by_terms:
         return masked.convolution(layer, x, kernel, bias, module.get_variable(TERMS, "terms"))
-    return sparse.convolution(layer, x, kernel, module.get_variable(SUPPORTS, "on")) + bias
+    return sparse.convolution(layer, x, kernel, module.get_variable(TOGETHER, "back")) + bias
 
 
 def _live(layers: Mapping[str, Layer], call, args, kwargs, context):

@@ -41,9 +41,9 @@ POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)
 # Outputs along a tile's side that there is a choice of, and windows.
 SIDES, WINDOWS = (2, 4), (3, 5)
 # What transforms take for each number that they make, of maps, kernels and kernels' gradients, in multiply-adds of a
-# product.
-MAPS, KERNELS, GRADIENTS = 70, 45, 10
-# More numbers than these, of a layer's kernels, are memory that is new to each call, and has to be cleared.
+# product; and to read a kernel's that has been transformed before.
+MAPS, KERNELS, GRADIENTS, READY = 70, 45, 10, 15
+# More numbers than these, made of a layer's kernels in each call, are memory that is new, and has to be cleared.
 MOST = 1 << 23
 # Fewer channels than this, of inputs or outputs, make thin products.
 THIN = 64
@@ -51,10 +51,10 @@ THIN = 64
 STRIP = 256
 
 
-def side(layer: Layer, images: int) -> int | None:
+def side(layer: Layer, images: int, *, ready: bool = False) -> int | None:
     """Outputs along a tile's side for which so many images take least; None where a convolution takes less, or there is
-    no fast way: on anything but a CPU, which has kernels of its own."""
-    return _best(layer, images)[1]
+    no fast way: on anything but a CPU, which has kernels of its own. `ready`: kernels are `transformed` already."""
+    return _best(layer, images, READY if ready else KERNELS)[1]
 
 
 def side_of_kernels(layer: Layer) -> int | None:
@@ -80,7 +80,7 @@ def _best(layer: Layer, images: int, transform: int = KERNELS, channels: int | N
         return _points(layer, m) * (layer.kernels * (tiles + transform) + MAPS * tiles * channels)
 
     plain = images * math.prod(layer.positions) * window**2 * layer.kernels
-    sides = (m for m in SIDES if _points(layer, m) * layer.kernels <= MOST)
+    sides = (m for m in SIDES if transform == READY or _points(layer, m) * layer.kernels <= MOST)
     return min((1, None), *((work(m) / plain, m) for m in sides), key=lambda way: way[0])
 
 
@@ -93,14 +93,20 @@ def _tiles(layer: Layer, m: int) -> Pair:
     return height, width
 
 
-def convolve(layer: Layer, x: Array, kernel: Array, m: int) -> Array:
-    """x (N, H, W, C), kernel (r, r, C, O) -> (N, H', W', O), by tiles of m x m outputs."""
-    images, positions, (r, *_, outputs) = len(x), layer.positions, kernel.shape
-    tiles, (a, g, b) = _tiles(layer, m), _matrices(m, r)
+def transformed(kernel: Array, m: int) -> Array:
+    """A kernel (r, r, C, O) as `convolve` takes it, by tiles of m x m outputs: (n * n, C, O)."""
+    _, g, _ = _matrices(m, len(kernel))
+    kernel = kernel.swapaxes(0, 1)  # as the parts of a tile stand: along its width, along its height
+    return (jnp.asarray(np.kron(g, g)) @ kernel.reshape(len(kernel) ** 2, -1)).reshape(-1, *kernel.shape[2:])
+
+
+def convolve(layer: Layer, x: Array, weights: Array) -> Array:
+    """x (N, H, W, C), weights (n * n, C, O), which are `transformed` -> (N, H', W', O)."""
+    images, positions, r, outputs = len(x), layer.positions, layer.window[0], weights.shape[-1]
+    m = math.isqrt(len(weights)) + 1 - r
+    tiles, (a, _, b) = _tiles(layer, m), _matrices(m, r)
     some, rows = _strip_size(images, tiles)
     x = _padded(layer, x, tiles, m, r)
-    kernel = kernel.swapaxes(0, 1)  # as the parts of a tile stand: along its width, along its height
-    weights = (np.kron(g, g) @ kernel.reshape(r * r, -1)).reshape(-1, *kernel.shape[2:])
     heights = tiles[0] // rows
 
     def strip(s: Array, y: Array) -> Array:

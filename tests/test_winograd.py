@@ -64,7 +64,7 @@ def test_any_size_padding_strip_side_and_window(height, width, padding, images, 
     x, kernel = drawn(rng, images, *layer.input_shape), drawn(rng, window, window, 3, 5)
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
-        found = compiled(functools.partial(winograd.convolve, layer, m=side))(x, kernel)
+        found = compiled(lambda x, k: winograd.convolve(layer, x, winograd.transformed(k, side)))(x, kernel)
         options = {"padding": layer.padding, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
         expected = lax.conv_general_dilated(x, kernel, (1, 1), **options)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[side, window] * np.abs(expected).max())
@@ -88,8 +88,8 @@ def test_gradients_of_any_size_padding_strip_side_and_window(height, width, padd
     g = drawn(rng, images, *layer.output_shape)
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setattr(winograd, "STRIP", strip)
-        back = functools.partial(winograd.convolve, winograd.backwards(layer), m=m)
-        of_inputs = compiled(back)(g, kernel[::-1, ::-1].swapaxes(2, 3))
+        weights = compiled(functools.partial(winograd.transformed, m=m))(kernel[::-1, ::-1].swapaxes(2, 3))
+        of_inputs = compiled(functools.partial(winograd.convolve, winograd.backwards(layer)))(g, weights)
         flat = jnp.concatenate([drawn(rng, 2, *layer.output_shape), g]).reshape(images + 2, -1, layer.outputs)
         seen = compiled(functools.partial(winograd.seen_by, layer, m=m))(x)
         of_kernels = compiled(functools.partial(winograd.kernel_gradients, layer, start=2, m=m))(seen, flat)
@@ -127,7 +127,8 @@ def test_strips_of_rows_and_of_images():
 def test_what_is_dead_stays_exactly_zero():
     layer, rng = layer_of(8, 8, ((1, 1), (1, 1))), np.random.default_rng(0)
     for m in winograd.SIDES:
-        y = winograd.convolve(layer, drawn(rng, 2, 8, 8, 3), drawn(rng, 3, 3, 3, 5).at[..., 4].set(0), m)
+        kernel = winograd.transformed(drawn(rng, 3, 3, 3, 5).at[..., 4].set(0), m)
+        y = winograd.convolve(layer, drawn(rng, 2, 8, 8, 3), kernel)
         assert not y[..., 4].any() and y[..., :4].all()
 
 
@@ -137,6 +138,7 @@ def test_only_where_it_pays():
     large, small = layer_of(56, 56, around, 256, 256), layer_of(14, 14, around, 512, 512)
     assert winograd.side(large, 1) == (4 if on_cpu else None)
     assert winograd.side(small, 1) == (2 if on_cpu else None), "a transform of 36 numbers a kernel would be too large"
+    assert winograd.side(small, 16, ready=True) == (4 if on_cpu else None), "but not if it is made once"
     assert winograd.side(layer_of(8, 8, around, 512, 512), 1) is None, "kernels would be most of the work"
     assert winograd.share(large, 4) <= winograd.share(large, 1) <= (0.5 if on_cpu else 1)
     others = (
@@ -173,10 +175,7 @@ def test_scores_of_alexnet_by_tiles(monkeypatch, alexnet, features, absolute):
     by_tiles = jc.score(alexnet, images, asked, absolute=absolute)
     on_cpu = jax.default_backend() == "cpu"
     assert used["kernel_gradients"] == ({"features.3", "features.6"} if on_cpu else set())
-    if features > 1:
-        assert used["convolve"] == used["kernel_gradients"]
-    else:  # of few images a convolution's own input gradient is as fast
-        assert used["convolve"] <= {"features.3"}
+    assert used["convolve"] == used["kernel_gradients"]
     monkeypatch.setattr(winograd, "_best", lambda *_: (1, None))
     plain = jc.score(dataclasses.replace(alexnet), images, asked, absolute=absolute)  # of which nothing is compiled
     for name in plain.layers:
@@ -193,9 +192,9 @@ def test_circuits_of_alexnet_by_tiles(monkeypatch, alexnet):
     masks = {name: rng.random((1, layers[name].inputs, layers[name].outputs)) < 0.8 for name in names}
     used, original = [], winograd.convolve
 
-    def spied(layer, x, kernel, m):
+    def spied(layer, *rest):
         used.append(layer.name)
-        return original(layer, x, kernel, m)
+        return original(layer, *rest)
 
     monkeypatch.setattr(winograd, "convolve", spied)
     by_tiles = jc.evaluate(alexnet, images, features, masks)

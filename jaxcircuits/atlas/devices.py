@@ -25,6 +25,7 @@ from jaxcircuits.atlas.building import Done, Engine, one_device, written
 from jaxcircuits.atlas.processes import check_devices
 from jaxcircuits.atlas.store import ChunkId
 from jaxcircuits.atlas.work import Progress, Work
+from jaxcircuits.chunks import Sizes
 from jaxcircuits.criteria import OVER_IMAGES, criterion
 from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.options import PRECISIONS
@@ -136,7 +137,7 @@ def _scores(
         asked["granularity"],
     )  # fmt: skip
     plan = plan._replace(sparse=passes.sparse_layers(plan, model.variables, group.chunk, images))
-    weights = passes.arranged(plan, model.variables)
+    weights = passes.arranged(plan, model.variables, Sizes(group.chunk, group.batch, 1))
     variables, weights = (_everywhere(mesh, tree) for tree in (model.variables, weights))
     directions = _one_each(mesh, [f.matrix(network.layers[target].outputs) for f in features])
     places = first.places(number, group.batch)

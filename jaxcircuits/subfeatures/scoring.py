@@ -148,8 +148,8 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[Mapping[str, np.ndarray], tuple[np.ndarray, ...]]]:
         plan, variables, network = self.plan, self.model.variables, self.plan.network
-        compiled = program(plan, variables, Sizes(len(self.features), images=1, streams=1))
-        weights = arranged(plan, variables)
+        size = Sizes(len(self.features), images=1, streams=1)
+        compiled, weights = program(plan, variables, size), arranged(plan, variables, size)
         directions = jnp.asarray(self.features.matrix(network.layers[plan.target].outputs))
         one = jnp.int32(1)
         for n, (block, _) in enumerate(batches(self.images, 1)):
