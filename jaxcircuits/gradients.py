@@ -18,21 +18,29 @@ from jaxcircuits.taps import Network
 
 
 class Gradients(NamedTuple):
-    """What a criterion needs of a block of images.
+    """What a criterion needs of a block of images, for some features.
+
+    Attributes:
+        cotangents: dL_n/da (F, N, P).
+        outputs: {layer: dL_n/d(its output) (F, N, P, O)} for the layers before the target.
+    """
+
+    cotangents: Array
+    outputs: dict[str, Array]
+
+
+class Pullback(NamedTuple):
+    """One forward pass, which all features share.
 
     Attributes:
         inputs: {layer: (N, H, W, C)}, the target layer's among them.
-        maps: the features (F, N, H, W).
-        cotangents: dL_n/da (F, N, P).
-        outputs: {layer: dL_n/d(its output) (F, N, P, O)} for the layers before the target.
-        supports: {layer: (N, P, O) bool}, where those can be non-zero; empty unless asked for.
+        supports: {layer: (N, P, O) bool}, where gradients can be non-zero; empty unless asked for.
+        of: from the directions (F, O) of some features to their gradients.
     """
 
     inputs: dict[str, Array]
-    maps: Array
-    cotangents: Array
-    outputs: dict[str, Array]
     supports: dict[str, Array]
+    of: Callable[[Array], Gradients]
 
 
 def feature_kernels(layer: Layer, variables: Variables, directions: Array, mask: Array | None = None) -> Array:
@@ -57,25 +65,24 @@ def activations(layer: Layer, variables: Variables, x: Array, directions: Array,
     return maps + (directions @ layer.bias(variables))[:, None, None, None]
 
 
-def gradients(
+def pullback(
     network: Network,
     variables: Variables,
     target: str,
     layers: tuple[str, ...],
     images: Array,
-    directions: Array,
     cotangents: Callable[[Array], Array],
     *,
     pinned: bool = False,
     circuit: bool = False,
     sparse: tuple[str, ...] = (),
     tiles: Masks | None = None,
-) -> Gradients:
-    """Differentiate F features with respect to the outputs of the layers before them.
+) -> Pullback:
+    """Run a network once, to differentiate features with respect to the outputs of the layers before them.
 
     Args:
         network, variables: the model, possibly with masked weights.
-        target: the features' layer; with its `directions` (F, O).
+        target: the features' layer.
         layers: those wanted, the target possibly among them.
         images: (N, H, W, 3).
         cotangents: from the features' maps (F, N, H, W) to the objective's derivative with respect to them.
@@ -86,7 +93,6 @@ def gradients(
     """
     layer = network.layers[target]
     inner = tuple(name for name in layers if name != target)
-
     on = supports(network, variables, target, images, sparse) if sparse and inner else {}
     together = {name: Back(on=places) for name, places in on.items()}
     together |= {name: Back(tiles=kernels) for name, kernels in (tiles or {}).items()}
@@ -95,18 +101,20 @@ def gradients(
         inputs = network.run(variables, images, probes, together=together, pinned=pinned, circuit=circuit)
         return inputs[target], {name: inputs[name] for name in (*inner, target)}
 
-    x, pullback, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
-    kernels = feature_kernels(layer, variables, directions)
-    maps = activations(layer, variables, x, directions)
-    c = cotangents(maps)
-    outputs = {}
-    if inner:
-        g = feature_input_gradients(layer, c, kernels)
-        # not over an axis of one, where a choice between products would run them all
-        outputs = jax.vmap(pullback)(g)[0] if len(g) > 1 else jax.tree.map(lambda own: own[None], pullback(g[0])[0])
-    features, count = maps.shape[:2]
-    flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
-    return Gradients(inputs, maps, c.reshape(features, count, -1), flat, on)
+    x, back, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)
+
+    def of(directions: Array) -> Gradients:
+        c = cotangents(activations(layer, variables, x, directions))
+        outputs = {}
+        if inner:
+            g = feature_input_gradients(layer, c, feature_kernels(layer, variables, directions))
+            # not over an axis of one, where a choice between products would run them all
+            outputs = jax.vmap(back)(g)[0] if len(g) > 1 else jax.tree.map(lambda own: own[None], back(g[0])[0])
+        features, count = c.shape[:2]
+        flat = {name: g.reshape(features, count, -1, network.layers[name].outputs) for name, g in outputs.items()}
+        return Gradients(c.reshape(features, count, -1), flat)
+
+    return Pullback(inputs, on, of)
 
 
 def tiles_of(network: Network, variables: Variables, target: str, images: int) -> Masks:

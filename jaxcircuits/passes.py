@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxcircuits import live, winograd
 from jaxcircuits.chunks import Collected, Sizes, device_memory, evenly, in_chunks, largest
 from jaxcircuits.criteria.common import Criterion, Statistic
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, Place, cotangents, place_weights
-from jaxcircuits.gradients import gradients, supports, tiles_of
+from jaxcircuits.gradients import pullback, supports, tiles_of
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables, before
 from jaxcircuits.masked import outputs
@@ -28,8 +28,8 @@ from jaxcircuits.taps import Network
 # With more than this share of the products not zero, gathering them is slower than multiplying zeros as well.
 SPARSE = 0.25
 # Up to FEW features share too little to look for their support, and fewer than MANY in networks with maps of more
-# numbers than LARGE, whose gradients miss the cache. If everything is multiplied there, it is for FEW features at a
-# time, or for MANY if they share much.
+# numbers than LARGE, whose gradients miss the cache. If everything is multiplied there, FEW features' gradients are in
+# memory at a time, or MANY if they share much.
 FEW, MANY, LARGE = 16, 32, 1 << 18
 # Share of the device's memory that a compiled step may take.
 FITS = 0.7
@@ -88,7 +88,13 @@ class Plan(NamedTuple):
                for n, la in layers.items()}  # fmt: skip
         if self.sparse or self.circuit:
             return Weights(own, {})
-        return Weights(own, tiles_of(self.network, variables, self.target, size.together * size.images))
+        images = _at_a_time(self, size.together) * size.images
+        return Weights(own, tiles_of(self.network, variables, self.target, images))
+
+    def axis(self, name: str) -> int:
+        """The features' in this layer's sum."""
+        few, more = (self.statistic(name).shape(self.network.layers[name], features) for features in (1, 2))
+        return [a != b for a, b in zip(few, more, strict=True)].index(True)
 
     def nothing(self, features: int) -> Sums:
         """The sums over no images."""
@@ -136,11 +142,10 @@ def program(plan: Plan, variables: Variables, size: Sizes) -> Program:
 
 
 def fitting(plan: Plan, variables: Variables, size: Sizes) -> Sizes:
-    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory; where
-    everything is multiplied and layers are large, only few from the start, whose gradients stay in a CPU's cache."""
-    if not plan.sparse and _large(plan) and jax.default_backend() == "cpu":
-        most = MANY if plan.criterion.shared else FEW
-        size = size._replace(features=evenly(size.features, most * size.parts))
+    """So many features at a time, or half of them, and so on, until the compiled steps fit in memory."""
+    if most := _most(plan):
+        each = evenly(size.together, most)
+        size = size._replace(features=-(-size.together // each) * each * size.parts)
     while size.features > 1 and program(plan, variables, size).bytes > FITS * device_memory():
         size = size.halved()
     return size
@@ -174,6 +179,14 @@ def sparse_layers(plan: Plan, variables: Variables, features: int, images) -> tu
     left = sum(work[name] * float(share) for name, share in shares.items())
     dense = sum(work[name] * winograd.share(layer, features) for name, layer in layers.items())
     return tuple(shares) if left < SPARSE * dense else ()
+
+
+def _most(plan: Plan) -> int | None:
+    """Features whose gradients a CPU has in memory together where everything is multiplied and layers are large; they
+    share what the forward pass has made."""
+    if plan.sparse or not _large(plan) or jax.default_backend() != "cpu":
+        return None
+    return MANY if plan.criterion.shared else FEW
 
 
 def _large(plan: Plan) -> bool:
@@ -243,25 +256,46 @@ def add_block(
         where = place_weights(plan.place, maps, places)
         return cotangents(plan.objective, maps, where) * counts
 
-    arguments = plan.network, variables, plan.target, plan.layers, images, directions, objective
-    found = gradients(*arguments, sparse=plan.sparse, circuit=plan.circuit, tiles=weights.tiles)
-    sums = {}
-    for name in plan.layers:
-        layer, x = plan.network.layers[name], found.inputs[name]
-        if plan.criterion.of_outputs:
-            x = outputs(layer, variables, x)
-        if name == plan.target:
-            seen = (found.cotangents, directions)
-        elif name in found.supports:
-            seen = (found.outputs[name], found.supports[name])
-        else:
-            seen = (found.outputs[name],)
-        add, w = plan.statistic(name).add, weights.own[name]
-        if plan.circuit and name != plan.target and layer.ungrouped:
-            sums[name] = live.add(add, total[name], layer, x, found.outputs[name], w)
-        else:
-            sums[name] = add(total[name], layer, x, *seen, w)
-    return sums
+    back = pullback(
+        plan.network, variables, plan.target, plan.layers, images, objective,
+        sparse=plan.sparse, circuit=plan.circuit, tiles=weights.tiles,
+    )  # fmt: skip
+    layers, inputs = {name: plan.network.layers[name] for name in plan.layers}, dict(back.inputs)
+    if plan.criterion.of_outputs:
+        inputs = {name: outputs(layer, variables, inputs[name]) for name, layer in layers.items()}
+    seen = {name: plan.statistic(name).seen(layer, inputs[name]) for name, layer in layers.items()}
+
+    def add(directions: Array, total: Sums) -> Sums:
+        """Of some features."""
+        found, sums = back.of(directions), {}
+        for name, layer in layers.items():
+            statistic, w = plan.statistic(name), weights.own[name]
+            if name == plan.target:
+                sums[name] = statistic.add(total[name], layer, seen[name], found.cotangents, directions, w)
+            elif plan.circuit and layer.ungrouped:
+                sums[name] = live.add(statistic.added, total[name], layer, inputs[name], found.outputs[name], w)
+            else:
+                places = [back.supports[name]] if name in back.supports else []
+                sums[name] = statistic.add(total[name], layer, seen[name], found.outputs[name], *places, w)
+        return sums
+
+    size = _at_a_time(plan, len(directions))
+    if size == len(directions):
+        return add(directions, total)
+
+    def some(i: Array, total: Sums) -> Sums:
+        start = i * size
+        own = {n: lax.dynamic_slice_in_dim(a, start, size, plan.axis(n)) for n, a in total.items()}
+        own = add(lax.dynamic_slice_in_dim(directions, start, size), own)
+        return {n: lax.dynamic_update_slice_in_dim(a, own[n], start, plan.axis(n)) for n, a in total.items()}
+
+    return lax.fori_loop(0, len(directions) // size, some, total)
+
+
+def _at_a_time(plan: Plan, features: int) -> int:
+    """How many of the features of a call have their gradients in memory together; all, where they cannot be divided."""
+    most = _most(plan) or features
+    return next((n for n in range(min(most, features), most // 2, -1) if features % n == 0), features)
 
 
 @functools.partial(jax.jit, static_argnames="plan")

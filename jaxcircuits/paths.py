@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxcircuits.features import Features
-from jaxcircuits.gradients import gradients, scored_layers
+from jaxcircuits.gradients import pullback, scored_layers
 from jaxcircuits.granularity import masks_at
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
@@ -110,11 +110,12 @@ def _on_path(
     """The kernels with a gradient in the pinned network, for directions (F, O) of zeros and ones."""
     positive = ones(network, variables, masks)
     image = jnp.ones((1, *network.image_shape))
-    found = gradients(network, positive, target, layers, image, directions, jnp.ones_like, pinned=True)
+    back = pullback(network, positive, target, layers, image, jnp.ones_like, pinned=True)
+    found = back.of(directions)
     reached = {}
     for name in layers:
         layer = network.layers[name]
-        seen = split_patches(layer, found.inputs[name]).sum(2)[0]
+        seen = split_patches(layer, back.inputs[name]).sum(2)[0]
         g = found.cotangents[..., None] * directions[:, None, None] if name == target else found.outputs[name]
         # nothing is negative here, so that no path cancels another
         g = g.reshape(len(directions), len(seen), layer.groups, -1)

@@ -1,5 +1,6 @@
 """Products on the support of gradients against dense ones, and the rule that chooses between them."""
 
+import dataclasses
 import warnings
 
 import flax.linen as nn
@@ -189,7 +190,8 @@ def test_all_layers_or_none(small, monkeypatch):
 
 @pytest.mark.usefixtures("few_lengths")
 def test_large_layers(small, monkeypatch):
-    """Many features on their support, and else few at a time, unless they share what is made for all."""
+    """Many features on their support, and else in calls that a few at a time go into, unless they share what is made
+    for all."""
     model, images = small.model, small.images[:1]
     few, many = (jc.Features("layer1.conv1", np.arange(n) % 8) for n in (passes.MANY - 1, passes.MANY))
     sizes = lambda *asked, **more: planned(monkeypatch, model, images, *asked, **more)[1].features  # noqa: E731
@@ -197,11 +199,33 @@ def test_large_layers(small, monkeypatch):
     assert sizes(few) == passes.MANY - 1
     monkeypatch.setattr(passes, "LARGE", 0)
     assert planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == passes.MANY
-    assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == passes.FEW
+    assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == 2 * passes.FEW
     monkeypatch.setattr(chunks, "cores", lambda: 2)  # which divide the features of one image
     assert not planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == 2 * passes.FEW
     monkeypatch.setattr(chunks, "cores", lambda: 1)
     assert sizes(few, criterion="actgrad") == sizes(few, chunk=passes.MANY - 1) == passes.MANY - 1
+
+
+@pytest.mark.parametrize("how", [("snip", "per_image"), ("snip", "whole_set"), ("actgrad", "per_image")])
+@pytest.mark.parametrize("features, chunk, each", [(7, None, 3), (6, 6, 3), (5, 5, 5)])
+def test_few_features_at_a_time(small, monkeypatch, how, features, chunk, each):
+    """7 in a call that is filled up; those of a call that cannot be divided are together."""
+    asked = small.model, small.images[:3], jc.Features("layer1.conv1", range(features))
+    options = {"criterion": how[0], "absolute": how[1], "chunk": chunk, "batch": 2}
+    expected = jc.score(*asked, **options)
+    for name, value in {"LARGE": 0, "FEW": 3, "MANY": 3, "SPARSE": 0}.items():
+        monkeypatch.setattr(passes, name, value)
+    together, pulled = set(), passes.pullback
+
+    def spied(*rest, **more):
+        back = pulled(*rest, **more)
+        return back._replace(of=lambda directions: together.add(len(directions)) or back.of(directions))
+
+    monkeypatch.setattr(passes, "pullback", spied)
+    found = jc.score(dataclasses.replace(small.model), *asked[1:], **options)  # of which nothing is compiled
+    assert together == ({each} if jax.default_backend() == "cpu" else {features}) and not found.record.sparse
+    for name in found.layers:
+        assert_close(found.values[name], np.asarray(expected.values[name]), 1e-5)
 
 
 @pytest.mark.usefixtures("few_lengths")

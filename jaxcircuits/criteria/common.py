@@ -13,13 +13,19 @@ class Statistic(NamedTuple):
 
     Attributes:
         shape: (layer, F) -> the shape of a sum.
-        add: (sum, layer, ...) -> the sum with some more images; the rest stands in `Criterion`.
+        add: (sum, layer, seen, ...) -> the sum with some more images; the rest stands in `Criterion`.
         finish: (sum, layer, ..., N) -> scores: of weights (F, K, I, O), kernels (F, I, O) or filters (F, O).
+        seen: (layer, x) -> what `add` takes of x, for any number of features.
     """
 
     shape: Callable[[Layer, int], tuple[int, ...]]
     add: Callable[..., Array]
     finish: Callable[..., Array]
+    seen: Callable[[Layer, Array], Array] = lambda layer, x: x
+
+    def added(self, total: Array, layer: Layer, x: Array, *rest: Array) -> Array:
+        """`add` of what is seen of x."""
+        return self.add(total, layer, self.seen(layer, x), *rest)
 
 
 class Criterion(NamedTuple):

@@ -38,10 +38,9 @@ def _each(part, gradient: Array, w: Array) -> Array:
     return part(gradient * w)
 
 
-def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+def _dense(part, over, total: Array, layer: Layer, seen: Array, g: Array, w: Array) -> Array:
     """For one feature and image after another, each reduced while it is in the cache: (F, I, O)."""
-    images = len(x)
-    seen, flat = seen_by(layer, x), g.reshape(-1, *g.shape[2:])
+    images, flat = len(seen), g.reshape(-1, *g.shape[2:])
 
     def one(f: Array) -> Array:
         def image(n: Array, total: Array) -> Array:
@@ -53,10 +52,9 @@ def _dense(part, over, total: Array, layer: Layer, x: Array, g: Array, w: Array)
     return total + lax.map(one, jnp.arange(len(g)), batch_size=together(layer))
 
 
-def _dense_whole_set(total: Array, layer: Layer, x: Array, g: Array, w: Array) -> Array:
+def _dense_whole_set(total: Array, layer: Layer, seen: Array, g: Array, w: Array) -> Array:
     """sum_n D: (F, K, I, O)."""
-    seen, flat = seen_by(layer, x), g.reshape(-1, *g.shape[2:])
-    starts = jnp.arange(len(g)) * len(x)
+    flat, starts = g.reshape(-1, *g.shape[2:]), jnp.arange(len(g)) * len(seen)
     return total + lax.map(lambda start: kernel_gradients(layer, seen, flat, start), starts, batch_size=together(layer))
 
 
@@ -149,7 +147,7 @@ def _criteria(over, scores_of, dense_shape, on_support_shape) -> dict[str, Crite
 
     def summed(part) -> Criterion:
         return Criterion(
-            dense=Statistic(dense_shape, partial(_dense, part, over), _finish_dense),
+            dense=Statistic(dense_shape, partial(_dense, part, over), _finish_dense, seen_by),
             on_support=Statistic(on_support_shape, partial(_on_support, part, over), _finish_on_support),
             target=Statistic(_target_shape, partial(_target, part), partial(_finish_target, part, scores_of)),
         )
@@ -158,7 +156,7 @@ def _criteria(over, scores_of, dense_shape, on_support_shape) -> dict[str, Crite
     finish_on_support = partial(_finish_on_support_whole_set, over)
     finish_target = partial(_finish_target, jnp.abs, scores_of)
     whole_set = Criterion(
-        dense=Statistic(_dense_weights_shape, _dense_whole_set, finish_dense),
+        dense=Statistic(_dense_weights_shape, _dense_whole_set, finish_dense, seen_by),
         on_support=Statistic(_on_support_whole_set_shape, _on_support_whole_set, finish_on_support),
         target=Statistic(_target_shape, partial(_target, same), finish_target),
     )
