@@ -120,13 +120,9 @@ def pullback(
 def tiles_of(network: Network, variables: Variables, target: str, images: int) -> Masks:
     """The kernels of the convolutions before the target whose input gradients are faster by tiles, for so many images
     of all features, as tiles take them: {layer: (n * n, O, I)}."""
-    found = {}
-    for name, layer in before(network.layers, target).items():
-        if layer.ungrouped and not layer.trouble:
-            kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
-            if (tiles := tiles_back(layer, kernel, images, ready=True)) is not None:
-                found[name] = tiles
-    return found
+    layers = {n: la for n, la in before(network.layers, target).items() if la.ungrouped and not la.trouble}
+    found = {n: tiles_back(la, la.kernel(variables), images, ready=True) for n, la in layers.items()}
+    return {name: tiles for name, tiles in found.items() if tiles is not None}
 
 
 def supports(

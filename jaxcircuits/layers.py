@@ -70,6 +70,10 @@ class Layer:
         """The layer's weights as (K, I, O)."""
         return jnp.asarray(_at(variables["params"], self.path)["kernel"]).reshape(-1, self.inputs, self.outputs)
 
+    def kernel(self, variables: Variables) -> Array:
+        """A convolution's weights as (h, w, I, O)."""
+        return self.weight(variables).reshape(*self.window, self.inputs, self.outputs)
+
     def weight_by_output(self, variables: Variables) -> Array:
         """The layer's weights as (O, K, I)."""
         return self.weight(variables).transpose(2, 0, 1)

@@ -171,8 +171,7 @@ def by_tiles(layers: Mapping[str, Layer], target: str, images: int) -> dict[str,
 
 def outputs(layer: Layer, variables: Variables, x: Array) -> Array:
     """The layer's output (N, H, W, O) in the full network."""
-    kernel = layer.weight(variables).reshape(*layer.window, layer.inputs, layer.outputs)
-    return _whole(layer, x, kernel) + layer.bias(variables)
+    return _whole(layer, x, layer.kernel(variables)) + layer.bias(variables)
 
 
 def _whole(layer: Layer, x: Array, kernel: Array) -> Array:

@@ -92,7 +92,7 @@ class Plan(NamedTuple):
         return Weights(own, tiles_of(self.network, variables, self.target, images))
 
     def axis(self, name: str) -> int:
-        """The features' in this layer's sum."""
+        """The features' in this layer's sum: the one that grows with them."""
         few, more = (self.statistic(name).shape(self.network.layers[name], features) for features in (1, 2))
         return [a != b for a, b in zip(few, more, strict=True)].index(True)
 

@@ -105,7 +105,7 @@ def _look_for_second(network: Network, variables: Variables) -> str | None:
 def grown(network: Network, first: str, second: str, variables: Variables, masks: Array, images: Array) -> Array:
     """The stems (N, H, W, S, C) of the first layer's masks (S, I, O), whose terms each input channel makes once."""
     layer = network.layers[first]
-    x, w = network.run(variables, images)[first], layer.weight(variables).reshape(*layer.window, layer.inputs, -1)
+    x, w = network.run(variables, images)[first], layer.kernel(variables)
     outputs = layer.bias(variables)
     for i, mask in enumerate(masks.swapaxes(0, 1)):
         outputs = outputs + convolve(layer, x[..., i : i + 1], w[:, :, i : i + 1])[..., None, :] * mask

@@ -167,12 +167,8 @@ FEATURES, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def _of_sums(plan: passes.Plan) -> dict[str, PartitionSpec]:
-    """How sums are sharded: along the features, which are the axis that grows with them."""
-    specs = {}
-    for name in plan.layers:
-        few, more = (plan.statistic(name).shape(plan.network.layers[name], features) for features in (1, 2))
-        specs[name] = PartitionSpec(*(AXIS if a != b else None for a, b in zip(few, more, strict=True)))
-    return specs
+    """How sums are sharded: along the features."""
+    return {name: PartitionSpec(*[None] * plan.axis(name), AXIS) for name in plan.layers}
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh", "features"))

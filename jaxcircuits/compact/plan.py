@@ -284,7 +284,7 @@ def _observed(
         found = {}
         for name in names:
             layer, x = network.layers[name], inputs[name]
-            y = convolve(layer, x, layer.weight(variables).reshape(*layer.window, layer.inputs, -1))
+            y = convolve(layer, x, layer.kernel(variables))
             y = y + layer.bias(variables) + offsets.get(name, 0)
             found[name] = tuple(find(a, (0, 1, 2)) for a in (x, y) for find in (jnp.min, jnp.max))
     return found
