@@ -17,7 +17,7 @@ from flax import traverse_util
 from jax import Array, lax
 
 from jaxcircuits.data import batches, count, image_shape
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count
 from jaxcircuits.features import find_layer
 from jaxcircuits.layers import Arrays, Layer, Variables
 from jaxcircuits.masks import check_masks
@@ -75,8 +75,7 @@ def mean_contributions(model: Model, images, layers: Sequence[str], *, batch: in
     Raises:
         InputError: an unknown layer, one that cannot be scored, or one whose weights are missing.
     """
-    if batch < 1:
-        raise InputError(f"batch is {batch}; expected at least 1")
+    check_count("batch", batch)
     network = model.network(image_shape(images))
     for name in layers:
         if trouble := find_layer(network.layers, name).trouble:

@@ -1,7 +1,9 @@
 """The one exception that means "the input was wrong", and hints for mistyped names."""
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 from weights_conversion.errors import sentence
 
@@ -18,3 +20,23 @@ def nearest(name: str, known: Iterable[str], *, shown: int = 4) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=shown, cutoff=0.4) or known[:shown]
     return "the nearest are " + ", ".join(repr(k) for k in close) if close else "there are none"
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise an InputError unless this is a whole number of at least so many."""
+    if not _whole(value) or value < least:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise an InputError unless this is an unsigned 32-bit number, as all random generators take it."""
+    if not _whole(seed) or not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed!r}; expected a whole number from 0 to {2**32 - 1}")
+
+
+def _whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

@@ -80,6 +80,8 @@ def curve(
     Raises:
         InputError: as `correlation`, or a fraction that is not above 0 and at most 1.
     """
+    if not len(keeps):
+        raise InputError("keeps is empty; expected at least one fraction")
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:
         options = Options(

@@ -58,7 +58,7 @@ class Features:
                 raise InputError(f"channels are whole numbers, at least one; got {self.channels!r}")
             object.__setattr__(self, "channels", tuple(int(c) for c in channels))
         if self.directions is not None:
-            directions = np.atleast_2d(_array(self.directions, np.float32))
+            directions = np.atleast_2d(_array(self.directions, np.float32)).copy()  # the caller's may change
             if directions.ndim != 2 or not directions.size or not np.isfinite(directions).all():
                 raise InputError(f"directions are finite numbers of shape (F, O); got shape {directions.shape}")
             if not directions.any(axis=1).all():

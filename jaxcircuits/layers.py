@@ -139,8 +139,10 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
     window = tuple(kernel[:-2]) if conv else (1, 1)
     strides, dilation = (_pair(getattr(module, a, 1), len(window)) for a in ("strides", "kernel_dilation"))
     trouble = ""
-    if stored != tuple(kernel) or not first.tapped:
-        trouble = f"layer {name!r} stands inside nn.scan or nn.vmap, where its calls share one name; unroll the loop"
+    if own := _overridden(type(module)):
+        trouble = f"layer {name!r} is a {type(module).__name__}, whose own {own} may use its kernel in another way"
+    elif stored != tuple(kernel) or not first.tapped:
+        trouble = f"layer {name!r} stands inside nn.scan, nn.vmap or nn.WeightNorm, with kernels that it does not store"
     elif len(calls) > 1:
         trouble = f"layer {name!r} is called {len(calls)} times, so that its kernels have no one input and output"
     elif len(window) != 2:
@@ -155,11 +157,14 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
         trouble = f"layer {name!r} sees an input of shape {first.input}; expected (N, H, W, C)"
     elif first.input[0] != 1:
         trouble = f"layer {name!r} sees {first.input[0]} inputs for one image; expected one"
+    elif not math.prod(first.output):
+        trouble = f"layer {name!r} has a map without positions for images of this size; expected larger ones"
     padding = ((0, 0), (0, 0))
     if conv and not trouble:
         padding = _padding(module.padding, first.input[1:3], window, strides, dilation)
-        if padding is None:
+        if padding is None or min(itertools.chain(*padding)) < 0:
             trouble = f"layer {name!r} pads with {module.padding!r}; expected zeros (numbers, 'SAME' or 'VALID')"
+            padding = None
     return Layer(
         name=name,
         path=path,
@@ -175,6 +180,12 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
         output_shape=tuple(first.output[1:]),
         trouble=trouble,
     )
+
+
+def _overridden(kind: type) -> str:
+    """What a subclass of linen's layers does in a way of its own, such as to standardise its kernel."""
+    own = itertools.takewhile(lambda one: one not in (nn.Conv, nn.Dense), kind.__mro__)
+    return next((name for one in own for name in ("__call__", "param", "setup") if name in vars(one)), "")
 
 
 def _pair(value, length: int) -> tuple[int, ...]:

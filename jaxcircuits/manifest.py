@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.data import Images, batches, count
+from jaxcircuits.data import Images, batches, count, image_shape
 from jaxcircuits.features import Features
 from jaxcircuits.model import Model
 
@@ -30,7 +30,7 @@ def image_source(images) -> dict[str, Any]:
     if isinstance(images, Images):
         digest = images.digest  # before len, which would take another look at every file
         return {"source": images.source, "resize": images.resize, "number": len(images), "digest": digest}
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(str(image_shape(images)).encode())
     for block, real in batches(images, 16):
         sha.update(np.ascontiguousarray(block[:real]).data)
     return {"source": "array", "resize": None, "number": count(images), "digest": sha.hexdigest()}

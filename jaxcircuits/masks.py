@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count
 from jaxcircuits.features import find_layer
 from jaxcircuits.granularity import AXES, count_relevant, relevant_at, shape_at
 from jaxcircuits.layers import Arrays, Layer, Masks
@@ -30,8 +30,7 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
     if (keep is None) == (kernels is None):
         raise InputError("give either keep, a fraction of the relevant kernels, or kernels, their number")
     if kernels is not None:
-        if isinstance(kernels, bool) or not isinstance(kernels, (int, np.integer)) or kernels < 1:
-            raise InputError(f"kernels is {kernels!r}; expected a whole number of at least 1")
+        check_count("kernels", kernels)
         if kernels > relevant.min():
             raise InputError(f"kernels is {kernels}, but a feature has only {relevant.min()} relevant ones")
         return np.full_like(relevant, kernels)
@@ -72,7 +71,7 @@ def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list
         numbers = [k for k, found in enumerate(scores) if found is one]
         relevant = count_relevant(one.relevant, {name: one.values[name].shape[1:] for name in one.layers})
         if (relevant == 0).any():
-            raise InputError(f"feature number {int(relevant.argmin())} has no relevant kernel in the scored layers")
+            raise without_kernels(int(relevant.argmin()))
         counts = [keep_counts(relevant, amounts[k].get("keep"), amounts[k].get("kernels")) for k in numbers]
         if not all(bool(jnp.isfinite(one.values[name]).all()) for name in one.layers):
             raise InputError("the scores hold values that are not finite; the images or weights do, too")
@@ -83,6 +82,11 @@ def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list
             found = _over(one.layers, dict(one.values), codes, *of_one)
             masks[k] = {name: found[name] for name in one.layers}  # `jit` sorts dictionaries
     return masks
+
+
+def without_kernels(feature: int) -> InputError:
+    """What is wrong with a feature that none of the scored layers leads to."""
+    return InputError(f"feature number {feature} has no relevant kernel in the scored layers")
 
 
 @functools.partial(jax.jit, static_argnames="layers")
@@ -166,7 +170,7 @@ def _ordered(values: Array) -> Array:
 
 
 def iou(a: Arrays, b: Arrays) -> tuple[Array, dict[str, Array]]:
-    """Intersection over union of two masks, in all and layer by layer; nan where both are empty.
+    """Intersection over union of two masks of kernels, in all and layer by layer; nan where both are empty.
 
     Args:
         a, b: {layer: (..., I, O) bool} with the same layers and shapes.
@@ -201,7 +205,7 @@ def stability(masks: Sequence[Arrays], relevant: Arrays) -> np.ndarray:
         or all of the kernels.
 
     Raises:
-        InputError: fewer than two masks, or layers or shapes that differ.
+        InputError: fewer than two masks, masks of weights or filters, or layers or shapes that differ.
     """
     number = len(masks)
     if number < 2:
@@ -210,6 +214,9 @@ def stability(masks: Sequence[Arrays], relevant: Arrays) -> np.ndarray:
     for mask in masks:
         check_alike(mask, relevant)
     for name in relevant:
+        if np.ndim(relevant[name]) != 3:
+            shape = np.shape(relevant[name])
+            raise InputError(f"stability is of masks of kernels, (F, I, O); that of {name!r} has shape {shape}")
         found = np.asarray(sum(jnp.asarray(mask[name], jnp.int32) for mask in masks), np.int64)
         chosen, mixed = chosen + found.sum((1, 2)), mixed + (found * (number - found)).sum((1, 2))
     q = chosen / number / possible

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,8 +258,8 @@ def resamples(images: int, number: int = 1000, seed: int = 0) -> np.ndarray:
 
     Whole images are drawn, because positions of one image are not independent.
     """
-    if number < 1:
-        raise InputError(f"the bootstrap's resamples are {number}; expected at least 1")
+    check_count("the number of the bootstrap's resamples", number)
+    check_seed(seed)
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=number).astype(float)
 
 
@@ -267,6 +267,7 @@ def subsets(images: int, parts: int = 2, seed: int = 0) -> np.ndarray:
     """Weights (P, N) of `parts` subsets of the images, as equal in size as can be, that share none, drawn by seed."""
     if not 1 <= parts <= images:
         raise InputError(f"the parts are {parts}; expected 1 to {images}, the number of images")
+    check_seed(seed)
     part = np.random.default_rng(seed).permutation(np.arange(images) % parts)
     return (part == np.arange(parts)[:, None]).astype(float)
 

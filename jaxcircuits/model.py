@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core import unfreeze
 from jax import Array
 
 from jaxcircuits.data import ImageNet
@@ -31,7 +32,7 @@ class Model:
 
     Args:
         module: takes images (N, H, W, C). Layers are its `nn.Conv` and `nn.Dense`, named by their module path.
-        variables: as `module.init` returns them.
+        variables: as `module.init` returns them; halves and the like become float32.
         name: what it is called in file names and manifests.
         apply_options: keyword arguments of `module.apply`: those that put it in evaluation mode, such as
             {"train": False}, or {"method": function} for a function (module, images) that is built from it.
@@ -60,7 +61,7 @@ class Model:
 
     def __post_init__(self):
         object.__setattr__(self, "name", self.name or type(self.module).__name__.lower())
-        object.__setattr__(self, "variables", jax.tree.map(jnp.asarray, dict(self.variables)))
+        object.__setattr__(self, "variables", jax.tree.map(_float32, unfreeze(dict(self.variables))))
 
     def __call__(self, images: Array | np.ndarray) -> Array:
         """The network's output for normalised images (N, H, W, C).
@@ -124,6 +125,11 @@ class Model:
                 raise InputError(
                     f"the {self.weights} weights of {self.name} hold nothing for {name!r}, only for {listed(there)}"
                 )
+
+
+def _float32(leaf: Any) -> Array:
+    array = jnp.asarray(leaf)
+    return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def listed(names: Iterable[str], shown: int = 4) -> str:

@@ -16,7 +16,7 @@ from jaxcircuits import masked, stems
 from jaxcircuits.ablation import offsets_of_circuits
 from jaxcircuits.chunks import cores, images_together, in_chunks
 from jaxcircuits.data import batches, count, image_shape
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import check_count
 from jaxcircuits.features import Features, Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.granularity import GRANULARITIES
@@ -45,8 +45,8 @@ def moments_of(
     progress: Callable[[int], object],
 ) -> tuple[Moments, tuple[str, ...]]:
     """The moments of K circuits of each feature, (F, K, N), and the features' labels; arguments as for `evaluate`."""
-    if batch is not None and batch < 1:
-        raise InputError(f"batch is {batch}; expected at least 1")
+    if batch is not None:
+        check_count("batch", batch)
     network = model.network(image_shape(images))
     features = features.resolve(network.layers)
     model.check_weights([features.layer])

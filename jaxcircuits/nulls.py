@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.data import image_shape
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.faithfulness import evaluate
 from jaxcircuits.features import Features
@@ -33,7 +34,7 @@ class Nulls:
     Attributes:
         values: the circuits' measure (F, K).
         nulls: that of the random circuits (F, K, B); nan where one is constant.
-        p: share of random circuits that do as well (F, K), see `p_values`.
+        p: how likely a random circuit does as well (F, K), see `p_values`.
     """
 
     values: np.ndarray
@@ -60,8 +61,7 @@ def random_masks(
     check_alike(masks, relevant)
     if any(len(mask) != len(features) for mask in masks.values()):
         raise InputError(f"there are {len(features)} features; the masks are of {len(next(iter(masks.values())))}")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}")
+    check_seed(seed)
     layers = tuple(masks)
     groups = tuple((name,) for name in layers) if by_layer else (layers,)
     possible = {name: jnp.asarray(relevant[name], bool) for name in layers}
@@ -159,10 +159,9 @@ def against_nulls(
     Raises:
         InputError: as `evaluate` and `random_masks`; number is not at least 1.
     """
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-        raise InputError(f"the number of random circuits is {number!r}; expected a whole number of at least 1")
+    check_count("the number of random circuits", number)
     every: list[Arrays] = [masks] if isinstance(masks, Mapping) else list(masks)
-    features = features.resolve(model.layers)
+    features = features.resolve(model.network(image_shape(images)).layers)
 
     def judged(masks: Sequence[Arrays]) -> np.ndarray:
         return measure(evaluate(model, images, features, masks, ablation=ablation, batch=batch))

@@ -10,7 +10,7 @@ from jaxcircuits.chunks import Sizes, sizes
 from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.features import Features, joined
 from jaxcircuits.gradients import scored_layers
 from jaxcircuits.granularity import check_granularity
@@ -50,9 +50,9 @@ class Options:
         if self.criterion not in BASELINES:
             find_criterion(self.criterion, self.absolute, self.granularity)
         for name in ("chunk", "batch", "steps"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise InputError(f"{name} is {size}; expected at least 1")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_seed(self.seed)
 
     @property
     def by_weight(self) -> bool:

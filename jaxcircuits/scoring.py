@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.granularity import count_relevant, fitted, shape_at
 from jaxcircuits.layers import before
-from jaxcircuits.masks import keep_counts
+from jaxcircuits.masks import keep_counts, without_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
 from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
@@ -81,6 +81,8 @@ def score(
             missing.
     """
     options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
+    if steps is not None and criterion not in STEPS:
+        raise InputError(f"{criterion} takes no steps; expected one of {', '.join(STEPS)}")
     level = Level.of(criterion, keep, kernels, steps, schedule)
     return score_levels(model, images, features, [level], options, progress)[0]
 
@@ -113,8 +115,8 @@ class Level(NamedTuple):
             return cls(keep, kernels, steps or STEPS[criterion])
         if criterion not in IN_ROUNDS:
             raise InputError(f"{criterion} has no schedule; expected keep or kernels")
-        rounds = tuple(schedule)
-        if (keep, kernels) != (None, None) or not rounds:
+        rounds = tuple(schedule) if isinstance(schedule, Iterable) else ()
+        if (keep, kernels, steps) != (None, None, None) or not rounds:
             raise InputError("a schedule says how many kernels each round keeps, the last one those of the circuit")
         return cls(kernels=rounds[-1], steps=len(rounds), schedule=rounds)
 
@@ -186,9 +188,11 @@ def score_levels(
         return [Scores(values, possible, chosen, record)] * len(levels)
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
     shapes = {name: shape_at(network.layers[name], granularity) for name in chosen}
+    if not (reached := count_relevant(possible, shapes)).all():
+        raise without_kernels(int(reached.argmin()))
     records = [record._replace(**level._asdict()) for level in levels]
     if criterion in TRAINED:
-        kept = np.stack([level.kept(count_relevant(possible, shapes)) for level in levels])
+        kept = np.stack([level.kept(reached) for level in levels])
         learned = learn(
             plan, model.network, model.variables, images, directions, dict(values), dict(possible), kept,
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
@@ -199,7 +203,7 @@ def score_levels(
     weights = arranged(plan, model.variables, size)
     found = []
     for level, record in zip(levels, records, strict=True):
-        counts, last = level.counts(count_relevant(possible, shapes)), Collected(len(features))
+        counts, last = level.counts(reached), Collected(len(features))
         for some in (slice(start, start + size.features) for start in range(0, len(features), size.features)):
             scores, there = ({name: a[some] for name, a in arrays.items()} for arrays in (values, possible))
             asked = plan, model.variables, weights, images, number, directions[some], places[some]

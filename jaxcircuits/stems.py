@@ -55,9 +55,12 @@ def stems_of(network: Network, variables: Variables, target: str, masks: Sequenc
     first = next(iter(network.layers))
     if jax.default_backend() != "cpu" or first == target or any(first not in mask for mask in masks):
         return None
-    every, layer = np.stack([mask[first] for mask in masks]), network.layers[first]
-    if every.dtype != bool or every.ndim != 4 or layer.inputs > FEW or (second := _second(network, variables)) is None:
+    layer = network.layers[first]
+    if any(mask[first].dtype != bool or mask[first].ndim != 3 for mask in masks):
         return None
+    if layer.groups > 1 or layer.inputs > FEW or (second := _second(network, variables)) is None:
+        return None
+    every = np.stack([mask[first] for mask in masks])
     bits = np.arange(layer.inputs)[:, None]
     codes = (every << bits).sum(2).reshape(-1, layer.outputs)
     codes = np.concatenate([codes, [[(1 << layer.inputs) - 1] * layer.outputs]])  # and the full network
@@ -97,7 +100,9 @@ def _look_for_second(network: Network, variables: Variables) -> str | None:
     (found,) = depends(run, (3,), shape, variables, image, {})
     (around,) = depends(run, (3,), shape, variables, image, {second.name: given})
     straight, channels = found[second.name], np.arange(first.outputs)
-    alike = straight.axis == 3 and (straight.first == channels).all() and (straight.end == channels + 1).all()
+    alike = (
+        straight.axis == 3 and np.array_equal(straight.first, channels) and np.array_equal(straight.end, channels + 1)
+    )
     return second.name if alike and not any(part.end.any() for part in around.values()) else None
 
 

@@ -106,7 +106,9 @@ def learn(
     if plan.place is None:  # else the position is one of the full image
         height, width, channels = network.image_shape
         with contextlib.suppress(InputError):
-            network = smaller((round(SIDE * height), round(SIDE * width), channels))
+            found = smaller((round(SIDE * height), round(SIDE * width), channels))
+            if not any(found.layers[name].trouble for name in (*plan.layers, plan.target)):  # no map is empty
+                network = found
     # the positions of some images say nothing of views of them
     task = Task(network, plan.target, plan.layers, None if plan.place == "given" else plan.place)
     views = Views(pool, network.image_shape[:2], seed)

@@ -68,6 +68,8 @@ def test_manifest(small):
     assert manifest["dtype"] == "float32" and manifest["versions"]["jax"] == jax.__version__
     (other,) = jc.extract(small.model, small.images[:4], jc.Features(LAYER, [2]))
     assert other.manifest["images"]["digest"] != manifest["images"]["digest"]
+    (other,) = jc.extract(small.model, small.images.reshape(5, 11, 13, 3), jc.Features(LAYER, [2]))
+    assert other.manifest["images"]["digest"] != manifest["images"]["digest"]  # of the same bytes
     asked = {"seed": None, "absolute": "per_image", "objective": "abs", "keep": 0.05}
     assert asked.items() <= other.manifest.items()
 

@@ -2,6 +2,7 @@
 
 import warnings
 
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -14,6 +15,7 @@ import jaxcircuits as jc
 from jaxcircuits import training
 from jaxcircuits.criteria import learned
 from jaxcircuits.data.views import Views
+from tests import twins
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -171,9 +173,39 @@ def test_training_that_goes_astray_leaves_the_circuit_that_it_began_with(small, 
         ({}, "learned depends on how much is kept: give either keep or kernels"),
         ({"schedule": [5, 3]}, "learned has no schedule; expected keep or kernels"),
         ({"keep": 0.1, "granularity": "filter"}, "learned masks are of kernels; filters are not trained"),
-        ({"keep": 0.1, "steps": 0}, "steps is 0; expected at least 1"),
+        ({"keep": 0.1, "steps": 0}, "steps is 0; expected a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_learned(small, options, message):
     with pytest.raises(jc.InputError, match=message):
         jc.score(small.model, small.images, jc.Features("features.3", [4]), criterion="learned", **options)
+
+
+def test_views_that_are_too_small_for_the_features():
+    """Views are smaller than the images, as long as that leaves the features a map."""
+    module = nn.Sequential([nn.Conv(6, (3, 3), padding="VALID"), nn.relu, nn.Conv(4, (7, 7), padding="VALID")])
+    model = jc.Model(module, twins.random_variables(module, (1, 12, 12, 3)), input_size=12)
+    images, features = (
+        np.random.default_rng(0).standard_normal((6, 12, 12, 3), np.float32),
+        jc.Features("layers_2", [1]),
+    )
+    snip = jc.top_kernels(jc.score(model, images, features), keep=0.4)
+    found = jc.top_kernels(jc.score(model, images, features, criterion="learned", keep=0.4))
+    assert jc.iou(found, snip)[0] < 1
+    assert jc.correlation(model, images, features, found) > jc.correlation(model, images, features, snip)
+
+
+@pytest.mark.parametrize("criterion", ["force", "learned"])
+def test_layers_that_do_not_lead_to_the_feature(criterion):
+    class Apart(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            nn.Conv(2, (3, 3), name="apart")(x)
+            return nn.Conv(2, (3, 3), name="last")(x)
+
+    model = jc.Model(Apart(), twins.random_variables(Apart(), (1, 9, 9, 3)), input_size=9)
+    with pytest.raises(jc.InputError, match="feature number 0 has no relevant kernel in the scored layers"):
+        jc.score(
+            model, np.ones((2, 9, 9, 3), np.float32), jc.Features("last", [0]), criterion=criterion, keep=0.5,
+            layers=["apart"],
+        )  # fmt: skip

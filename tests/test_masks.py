@@ -195,3 +195,6 @@ def test_stability():
     assert np.abs(phi).max() < 0.1
     with pytest.raises(jc.InputError, match="two masks or more; got 1"):
         jc.stability([same], relevant)
+    filters = {name: mask.any(1) for name, mask in relevant.items()}
+    with pytest.raises(jc.InputError, match="stability is of masks of kernels"):
+        jc.stability([filters, filters], filters)

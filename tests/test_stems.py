@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,20 +14,23 @@ from tests import twins
 
 
 class Chain(nn.Module):
-    """What stands between the first two layers, and whether something leads around the second."""
+    """What stands between the first two layers, whether something leads around the second, the first one's groups."""
 
     between: str = "channels"
     around: bool = False
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(6, (3, 3), strides=2, name="a")(x)
+        x = nn.Conv(6, (3, 3), strides=2, feature_group_count=self.groups, name="a")(x)
         if self.between == "channels":
             x = max_pool(nn.relu(nn.BatchNorm(True)(x)), 3, 2)
         elif self.between == "softmax":
             x = max_pool(nn.softmax(x), 3, 2)
         elif self.between == "turned":
             x = max_pool(x[..., ::-1], 3, 2)
+        elif self.between == "doubled":
+            x = max_pool(jnp.concatenate([nn.relu(x), nn.relu(-x)], -1), 3, 2)
         y = nn.relu(nn.jit(nn.Conv)(6, (3, 3), name="b")(x))
         return nn.Conv(4, (3, 3), name="c")(x + y if self.around else y)
 
@@ -78,9 +82,11 @@ def test_circuits_by_stems_are_the_same(monkeypatch, target):
         np.testing.assert_allclose(getattr(found.moments, name), values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("options", [{"between": "softmax"}, {"between": "turned"}, {"around": True}])
+@pytest.mark.parametrize(
+    "options", [{"between": "softmax"}, {"between": "turned"}, {"between": "doubled"}, {"around": True}, {"groups": 3}]
+)
 def test_what_has_no_stems(options):
-    """Channels that are mixed, in another order, or used elsewhere as well."""
+    """Channels that are mixed, in another order, twice or used elsewhere as well, or that see not all of the image."""
     model = chain(**options)
     assert stems_of(model, "c", drawn(model, 1, 1)) is None
     assert stems_of(chain(), "c", drawn(model, 1, 1)) is not None
@@ -92,7 +98,8 @@ def test_when_stems_do_not_pay(monkeypatch):
     assert stems_of(model, "a", [masks]) is None  # the features' own layer
     assert stems_of(model, "c", [{n: masks[n] for n in "bc"}]) is None  # no masks of the first
     assert stems_of(model, "c", [{**masks, "a": masks["a"].astype(np.float32)}]) is None  # soft ones
-    assert stems_of(model, "c", [{**masks, "a": masks["a"].any(1)}]) is None  # of filters
+    filters = {**masks, "a": masks["a"].any(1)}
+    assert stems_of(model, "c", [filters]) is None and stems_of(model, "c", [masks, filters]) is None
     flat = chain(between="nothing")  # as large behind as before, times the number of stems
     assert stems_of(flat, "c", drawn(flat, 3, 3)) is None
     monkeypatch.setattr(stems, "LARGE", 100)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -230,16 +231,38 @@ class Rows(nn.Module):
         return nn.Dense(2, name="last")(nn.relu(y.reshape(*x.shape[:3], 3)))
 
 
+class Standardised(nn.Conv):
+    """Its kernels have mean 0, as in BiT."""
+
+    def param(self, name, *args, **kwargs):
+        kernel = super().param(name, *args, **kwargs)
+        return kernel - kernel.mean((0, 1, 2)) if name == "kernel" else kernel
+
+
+class WithStandardised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(2, (1, 1), name="last")(nn.relu(Standardised(3, (3, 3), padding=1, name="own")(x)))
+
+
+class WithWeightNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(2, (1, 1), name="last")(nn.relu(nn.WeightNorm(nn.Conv(3, (3, 3), padding=1, name="normal"))(x)))
+
+
 REFUSED = [
+    (WithStandardised(), "layer 'own' is a Standardised, whose own param may use its kernel in another way"),
     (Twice(), "layer 'shared' is called 2 times"),
-    (Looped(), "layer 'loop.conv' stands inside nn.scan or nn.vmap"),
-    (Tied(), "layer 'loop.conv' stands inside nn.scan or nn.vmap"),
-    (Mapped(), "layer 'heads' stands inside nn.scan or nn.vmap"),
+    (Looped(), "layer 'loop.conv' stands inside nn.scan, nn.vmap"),
+    (Tied(), "layer 'loop.conv' stands inside nn.scan, nn.vmap"),
+    (Mapped(), "layer 'heads' stands inside nn.scan, nn.vmap"),
     (Folded(), "layer 'folded' sees 3 inputs for one image"),
     (Rows(), "layer 'rows' sees 72 inputs for one image"),
     (Wrapped((("kernel_size", (3,)),)), "layer 'odd' is a 1-D convolution; expected a 2-D one"),
     (Wrapped((("padding", "CIRCULAR"),)), "layer 'odd' pads with 'CIRCULAR'; expected zeros"),
     (Wrapped((("padding", "REFLECT"),)), "layer 'odd' pads with 'REFLECT'; expected zeros"),
+    (Wrapped((("padding", ((1, -1), (1, 1))),)), r"layer 'odd' pads with \(\(1, -1\), \(1, 1\)\); expected zeros"),
     (Wrapped((("mask", jnp.ones((3, 3, 3, 3))),)), "layer 'odd' carries a mask of its own"),
     (Wrapped((("input_dilation", (2, 2)),)), "layer 'odd' dilates its input"),
 ]
@@ -285,6 +308,48 @@ def test_a_module_that_does_not_run():
         describe(Odd(), variables, (9, 8, 4), {})
     with pytest.raises(jc.InputError, match="Odd does not run on an image"):
         describe(Odd(), {"params": {}}, SIZE, {})
+
+
+class Defaults(nn.Conv):
+    """Only other defaults."""
+
+    padding: int = 1  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def test_a_subclass_with_other_defaults_is_a_convolution():
+    module = nn.Sequential([Defaults(3, (3, 3)), nn.relu, nn.Conv(2, (1, 1))])
+    found, _ = network(module)
+    assert not found.layers["layers_0"].trouble and found.layers["layers_0"].padding == ((1, 1), (1, 1))
+
+
+def test_images_too_small_for_a_layer():
+    module = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(4, (5, 5), padding="VALID")])
+    model = jc.Model(module, module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))), input_size=8)
+    images = np.ones((2, 4, 6, 3), np.float32)
+    message = r"layer 'layers_2' has a map without positions for images of this size; expected larger ones"
+    for verb in (jc.score, lambda *given: list(jc.extract(*given))):
+        with pytest.raises(jc.InputError, match=message):
+            verb(model, images, jc.Features("layers_2", [0]))
+    assert np.asarray(jc.score(model, images, jc.Features("layers_0", [0])).values["layers_0"]).any()
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float16", "frozen"])
+def test_variables_of_any_form(small, given):
+    """Half precision and frozen dictionaries are what others save; all criteria and measures take them."""
+    variables = small.model.variables
+    as_given = {"frozen": flax.core.freeze}.get(given, lambda tree: jax.tree.map(lambda a: a.astype(given), tree))
+    variables = as_given(variables)
+    model = jc.Model(small.model.module, variables, apply_options=small.model.apply_options, input_size=13)
+    expected = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), flax.core.unfreeze(variables))
+    plain = jc.Model(small.model.module, expected, apply_options=small.model.apply_options, input_size=13)
+    features = jc.Features("features.3", [1])
+    for criterion in ("snip", "force"):
+        (found,), (circuit,) = (
+            list(jc.extract(m, small.images, features, criterion=criterion, keep=0.3)) for m in (model, plain)
+        )
+        assert found.manifest["correlation"] == circuit.manifest["correlation"]
+        for name, mask in circuit.masks.items():
+            np.testing.assert_array_equal(found.masks[name], mask)
 
 
 def test_half_precision_is_refused_by_name():

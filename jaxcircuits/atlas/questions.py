@@ -57,8 +57,8 @@ def users(atlas: Atlas, k: int, layer: str, output: int, input: int | None) -> p
 
     outputs, inputs = _shape(atlas, layer)
     for name, value, most in (("output", output, outputs), ("input", input or 0, inputs)):
-        if not 0 <= value < most:
-            raise InputError(f"{layer!r} has no {name} channel {value}; they are 0 to {most - 1}")
+        if not (isinstance(value, (int, np.integer)) and 0 <= value < most):
+            raise InputError(f"{layer!r} has no {name} channel {value!r}; they are 0 to {most - 1}")
     rows = []
     for part in parts(atlas, k):
         if layer not in part.bits:

@@ -134,7 +134,8 @@ class Atlas:
                 parts += [
                     {"layer": group.features.layer} | row for row in tables.rows_of(self.plan, which, self.chunk(which))
                 ]
-        return pandas.DataFrame(parts).dropna(axis=1, how="all")
+        unused = {"keep", "kernels"} - {*self.plan.amounts[0]}
+        return pandas.DataFrame(parts).drop(columns=[*unused], errors="ignore")
 
     def statistics(self) -> pandas.DataFrame:
         """One row for each layer of features and each level.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxcircuits.data.images import Images
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count
 
 
 def batches(images: Images | Any, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -22,8 +22,7 @@ def batches(images: Images | Any, size: int) -> Iterator[tuple[np.ndarray, int]]
     Raises:
         InputError: if there are no images, or they are not float, not 4-D, not finite or of different sizes.
     """
-    if size < 1:
-        raise InputError(f"the size of a block is {size}; expected at least 1")
+    check_count("the size of a block", size)
     return _padded(_blocks(images), size)
 
 

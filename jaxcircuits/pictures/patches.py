@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxcircuits.data import Images, batches, image_shape
 from jaxcircuits.data import count as count_images
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count
 from jaxcircuits.features import Features, Place
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
@@ -77,8 +77,7 @@ def top_patches(
         InputError: an unknown layer, channel or position, no images, a count below 1, masks that do not fit.
     """
     for name, number in (("count", count), ("batch", batch)):
-        if number < 1:
-            raise InputError(f"{name} is {number}; expected at least 1")
+        check_count(name, number)
     shape = image_shape(images)
     if shape[-1] != 3:
         raise InputError(f"the images have {shape[-1]} channels; patches are cut from images with 3")

@@ -27,7 +27,7 @@ import optax
 from jax import Array
 
 from jaxcircuits.chunks import in_chunks
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.model import Model
@@ -122,8 +122,9 @@ def visualise(
     if objective not in OBJECTIVES:
         raise InputError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}")
     for name, number in (("steps", steps), ("chunk", chunk)):
-        if number is not None and number < 1:
-            raise InputError(f"{name} is {number}; expected at least 1")
+        if number is not None:
+            check_count(name, number)
+    check_seed(seed)
     if model.channels != 3:
         raise InputError(f"{model.name} takes images of {model.channels} channels; pictures have 3")
     features = features.resolve(model.layers)

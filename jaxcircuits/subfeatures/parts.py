@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.data import image_shape
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.faithfulness import evaluate
 from jaxcircuits.granularity import count_relevant, masks_at
@@ -90,8 +90,8 @@ def separate(
     kinds = list(dict.fromkeys(groups)) if not isinstance(groups, np.ndarray) else np.unique(groups).tolist()
     if len(groups) != len(scores):
         raise InputError(f"there are groups of {len(groups)} images; the scores are of {len(scores)}")
-    if nulls < 0:
-        raise InputError(f"nulls is {nulls}; expected at least 0")
+    check_count("nulls", nulls, 0)
+    check_seed(seed)
     if keep is None and kernels is None:
         keep = KEEP
     number = {kind: g for g, kind in enumerate(kinds)}
