@@ -97,8 +97,13 @@ def pullback(
     together = {name: Back(on=places) for name, places in on.items()}
     together |= {name: Back(tiles=kernels) for name, kernels in (tiles or {}).items()}
 
+    first = next(iter(network.layers.values()))
+    # whatever the module itself makes of its images, which may be less than zero
+    entering = {first.name: jnp.ones((len(images), *first.input_maps))} if pinned and not first.trouble else {}
+
     def forward(probes: dict[str, Array]):
-        inputs = network.run(variables, images, probes, together=together, pinned=pinned, circuit=circuit)
+        options = {"together": together, "inputs": entering, "pinned": pinned, "circuit": circuit}
+        inputs = network.run(variables, images, probes, **options)
         return inputs[target], {name: inputs[name] for name in (*inner, target)}
 
     x, back, inputs = jax.vjp(forward, network.probes(inner, len(images)), has_aux=True)

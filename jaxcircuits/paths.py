@@ -2,7 +2,9 @@
 
 Found in the network itself, whatever its architecture: with biases 0, normalisations the identity, kernels positive and
 every layer's output pinned to 1 where positive, they are the kernels whose gradient is not zero. Nothing cancels there,
-saturates or underflows, as it would with the absolute weights.
+saturates or underflows, as it would with the absolute weights, as long as what stands between the layers takes positive
+numbers to positive ones, as ReLU, pooling, sums, products and gates do. A network that subtracts there (a concatenated
+ReLU of -x) may have more paths than are found; where none is found through a layer that has a gradient, that is said.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import pullback, scored_layers
 from jaxcircuits.granularity import masks_at
@@ -41,7 +44,8 @@ def relevant_kernels(
         image_shape: (H, W, C) of the images, by default the model's nominal size.
 
     Raises:
-        InputError: features or layers that the network does not have, or images of a shape that it cannot take.
+        InputError: features or layers that the network does not have, images of a shape that it cannot take, or a
+            network between whose layers positive numbers do not stay positive.
     """
     network = model.network(image_shape)
     features = features.resolve(network.layers)
@@ -59,9 +63,38 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     known = _KNOWN.setdefault(network, {})
     key = features.layer, layers, kinds.tobytes()
     if key not in known:
-        known[key] = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
+        found = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
+        _check(network, features.layer, variables, found, jnp.asarray(everything))
+        known[key] = found
     masks = _per_feature(features.layer, known[key], jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
     return {name: masks[name] for name in layers}  # `jit` sorts dictionaries
+
+
+def _check(network: Network, target: str, variables: Variables, found: Masks, directions: Array) -> None:
+    """Raise an InputError where a layer has a gradient but no path was found through it."""
+    lost = {name: np.flatnonzero(~np.asarray(mask.any((1, 2)))) for name, mask in found.items()}
+    lost = {name: features for name, features in lost.items() if len(features)}
+    if not lost:
+        return
+    image = jax.random.uniform(jax.random.key(0), (1, *network.image_shape))
+    there = _has_gradient(network, target, tuple(lost), variables, image, directions)
+    for name, features in lost.items():
+        if np.asarray(there[name])[features].any():
+            raise InputError(
+                f"a gradient leads from {name!r} to {target!r}, but no path of positive numbers: between its layers "
+                f"{type(network.module).__name__} subtracts or limits values, and relevant kernels cannot be told there"
+            )
+
+
+@functools.partial(jax.jit, static_argnames=("network", "target", "layers"))
+def _has_gradient(
+    network: Network, target: str, layers: tuple[str, ...], variables: Variables, image: Array, directions: Array
+) -> dict[str, Array]:
+    """Whether some kernel of a layer has one in the network as it is: {layer: (F,) bool}."""
+    back = pullback(network, variables, target, layers, image, jnp.ones_like)
+    found = back.of(directions)
+    there = {name: g.any((1, 2, 3)) for name, g in found.outputs.items()} | {target: found.cotangents.any((1, 2))}
+    return {name: back.inputs[name].any() & there[name] for name in layers}
 
 
 # what was found for all features of a layer at once; it does not depend on weights

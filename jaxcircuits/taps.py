@@ -59,8 +59,8 @@ class Network:
             terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
-                The gradient passes a pin untouched: with the variables of `ones` nothing cancels, saturates or
-                underflows, and a gradient is non-zero exactly where a path leads.
+                The gradient passes a pin untouched: with the variables of `ones`, and nothing between layers that makes
+                positive numbers zero, it is non-zero exactly where a path leads.
             circuit: many kernels are zero, and ungrouped convolutions leave out the channels that are; the same to
                 rounding.
 

@@ -141,3 +141,45 @@ def test_alexnets_relevant_kernels_of_a_class():
     found = jc.relevant_kernels(jc.load("alexnet", weights="random"), jc.Features("classifier.6", [7]))
     expected = [3 * 64, 64 * 192, 192 * 384, 384 * 256, 256 * 256, 9216 * 4096, 4096 * 4096, 4096]
     assert [count({name: mask}).item() for name, mask in found.items()] == expected
+
+
+class Centred(nn.Module):
+    """Makes its images smaller than zero where they are ones."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = (x - 127.5) / 127.5
+        return nn.Conv(2, (3, 3), name="b")(nn.relu(nn.Conv(4, (3, 3), name="a")(x)))
+
+
+def test_a_module_that_normalises_its_images_itself():
+    model = jc.Model(Centred(), random_variables(Centred(), (1, 9, 9, 3)), input_size=9)
+    found = jc.relevant_kernels(model, jc.Features("b", [1]))
+    assert found["a"].all() and np.asarray(found["b"])[0, :, 1].all() and not np.asarray(found["b"])[0, :, 0].any()
+
+
+class Subtracting(nn.Module):
+    way: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), padding=1, name="a")(x))
+        if self.way == "mean":
+            x = x - x.mean((1, 2), keepdims=True)
+        elif self.way == "difference":
+            x = nn.relu(x - nn.Conv(4, (3, 3), padding=1, name="other")(x))
+        else:
+            for number in range(7):
+                x = jax.nn.relu6(x + nn.Conv(4, (3, 3), padding=1, name=f"block{number}")(x))
+        return nn.Conv(2, (3, 3), name="b")(x)
+
+
+@pytest.mark.parametrize("way", ["mean", "difference", "saturated"])
+def test_networks_whose_paths_cannot_be_told_are_refused(way):
+    module = Subtracting(way)
+    model = jc.Model(module, random_variables(module, (1, 9, 9, 3)), input_size=9)
+    message = "a gradient leads from '.*' to 'b', but no path of positive numbers: .* Subtracting subtracts or limits"
+    for verb in (jc.relevant_kernels, lambda m, f: jc.score(m, np.ones((2, 9, 9, 3), np.float32), f)):
+        with pytest.raises(jc.InputError, match=message):
+            verb(model, jc.Features("b", [1]))
+    jc.relevant_kernels(model, jc.Features("a", [1]))
