@@ -95,6 +95,7 @@ def sizes(
         return int(_budget() // (streams * _bytes_a_feature(network, layers, batch=batch, by_weight=by_weight)))
 
     worth = IMAGES if by_weight else 1  # sums of weights are large, and one more of them takes time as well
+    batch = batch and min(batch, images)
     calls = range(min(cores(), -(-images // max(batch or 1, worth))), 0, -1)
     streams = next((n for n in calls if fitting(batch or 1, n) >= (chunk or ENOUGH)), 1)
     if batch is None:

@@ -22,10 +22,16 @@ def nearest(name: str, known: Iterable[str], *, shown: int = 4) -> str:
     return "the nearest are " + ", ".join(repr(k) for k in close) if close else "there are none"
 
 
+# Nobody waits for so many steps, and arrays of one number for each of them still fit in memory.
+MOST = 1_000_000
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise an InputError unless this is a whole number of at least so many."""
+    """Raise an InputError unless this is a whole number from so many on, and of a size that can be."""
     if not _whole(value) or value < least:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    if value > MOST:
+        raise InputError(f"{name} is {value}; expected at most {MOST}")
 
 
 def check_seed(seed: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def torch_masks(model: Model, circuit: Circuit) -> StateDict:
     Raises:
         InputError: the circuit is of another network.
     """
+    replace(circuit.features, position=None).resolve(model.layers)  # a position may be of larger images
     masks = {}
     for name, mask in circuit.masks.items():
         layer = find_layer(model.layers, name)

@@ -84,7 +84,10 @@ def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> M
     else:
         state = _with_new_names(name, read_state(weights, name))
         module, template = _fitting(name, state)
-        converted = to_flax(state, template, optional=functools.partial(_may_lack, name, weights))
+        lacking = _without_end(name, state)
+        converted = to_flax(
+            state, template, optional=lambda key: _may_lack(name, weights, key) or key.rpartition(".")[0] in lacking
+        )
         variables, extras, missing = converted.variables, converted.extras, converted.missing
         if word == "torchvision":  # VGG 16's IMAGENET1K_FEATURES has a classifier of nan
             missing += tuple(key for key, value in state.items() if not np.isfinite(value).all())
@@ -128,6 +131,14 @@ def _with_new_names(name: str, state: StateDict) -> StateDict:
     for old, new in RENAMED.get(name, {}).items():
         state = {re.sub(old, new, key): value for key, value in state.items()}
     return state
+
+
+def _without_end(name: str, state: StateDict) -> set[str]:
+    """The last layers of an architecture, as far as a source has no weights for them, such as the classifier; no layer
+    where it has none at all."""
+    every = list(describe_architecture(name)[0].layers)
+    number = next((n for n, layer in enumerate(reversed(every)) if f"{layer}.weight" in state), 0)
+    return set(every[len(every) - number :])
 
 
 def _may_lack(name: str, weights: str, key: str) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxcircuits.errors import InputError, check_count
+from jaxcircuits.errors import InputError
 from jaxcircuits.features import find_layer
 from jaxcircuits.granularity import AXES, count_relevant, relevant_at, shape_at
 from jaxcircuits.layers import Arrays, Layer, Masks
@@ -30,7 +30,8 @@ def keep_counts(relevant: np.ndarray, keep: float | None, kernels: int | None) -
     if (keep is None) == (kernels is None):
         raise InputError("give either keep, a fraction of the relevant kernels, or kernels, their number")
     if kernels is not None:
-        check_count("kernels", kernels)
+        if isinstance(kernels, bool) or not isinstance(kernels, (int, np.integer)) or kernels < 1:
+            raise InputError(f"kernels is {kernels!r}; expected a whole number of at least 1")
         if kernels > relevant.min():
             raise InputError(f"kernels is {kernels}, but a feature has only {relevant.min()} relevant ones")
         return np.full_like(relevant, kernels)

@@ -55,7 +55,7 @@ def moments_of(
         check_masks(network.layers, mask, len(features), among=among)
     masks = [{name: np.asarray(m) for name, m in mask.items()} for mask in masks]
     number = count(images)
-    batch = batch or images_together(network, number)
+    batch = min(batch, number) if batch else images_together(network, number)
     added = offsets_of_circuits(model, network, images, masks, ablation, offsets, batch)
     places = features.places(number, batch)
     of_full = np.empty((len(OF_FULL), len(features), number), np.float32)

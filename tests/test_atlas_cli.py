@@ -110,7 +110,17 @@ def test_verify(workplace):
         ((*ASKED, "--distributed", "here"), "expected HOST:PORT,PROCESSES,ID or auto"),
         (("query", "nowhere"), "there is no atlas in 'nowhere'"),
         (("query", "out", "nearest", "features.0:9", "--keep", ".5"), "the atlas has no feature 'features.0:9'"),
-        (("query", "out", "nearest", "features.0:1", "--keep", ".2"), "no keep=0.2; expected keep of 0.5, 0.1"),
+        (("query", "out", "nearest", "features.0:1", "--keep", ".2"), "has not keep=0.2; expected keep of 0.5 or 0.1"),
+        (("query", "out", "nearest", "features.0:1"), "has not one level alone; expected keep of 0.5 or 0.1"),
+        (("query", "out", "shared", "features.0", "--keep", ".5", "--kernels", "3"), "has not keep=0.5 and kernels=3"),
+        (("query", "out", "matrix", "--keep", ".5", "--csv", "m.csv", "--plot", "m.jpg"), "ends in .png"),
+        (("query", "out", "statistics", "--plot", "m.jpg"), "ends in .png"),
+        (("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", "new", "--batch", "9" * 20), "--batch"),
+        (
+            ("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", "new", "--steps", "3"),
+            "snip takes none",
+        ),
+        (("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", ""), "it is empty"),
         (("query", "out", "users", "features.0", "--keep", ".5"), "expected LAYER:OUTPUT,INPUT"),
         (("query", "out", "shared", "features.0", "--keep", ".5", "--plot", "a.txt"), "ends in .png"),
     ],
@@ -120,6 +130,22 @@ def test_bad_input_is_one_sentence(workplace, arguments, sentence):
     result = run(*arguments, code=2)
     assert sentence in result.stderr.splitlines()[-1] and not result.stdout
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_answers_of_a_part_say_so(workplace):
+    (workplace / "out" / "features.0" / "00001.safetensors").unlink()
+    for record in (workplace / "out" / "features.0").glob("00001.*"):
+        record.unlink()
+    found = run("query", "out", "users", "features.0:1", "--keep", ".5")
+    assert found.stderr == "Warning: 1 of 2 chunks are there; answers are of these\n" and "features.0:1" in found.stdout
+    assert not run("query", "out", "users", "features.0:2", "--keep", ".5", "--json").stdout.count("features.0:2")
+
+
+def test_no_cluster_leaves_nothing(workplace):
+    pytest.importorskip("distributed")
+    before = sorted(workplace.rglob("*"))
+    result = run("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", "new", "--dask", "x:y", code=2)
+    assert "no Dask scheduler at 'x:y'" in result.stderr and sorted(workplace.rglob("*")) == before
 
 
 def test_questions(workplace):

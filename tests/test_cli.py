@@ -359,7 +359,7 @@ def test_convert_there_and_back(workplace, cache, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     run, name = CliRunner().invoke, "squeezenet1_1"
-    steps = [("random:5", "a.orbax"), ("a.orbax", "new/b.pth"), ("new/b.pth", "c.safetensors")]
+    steps = [("random:5", "a.orbax"), ("a.orbax", "new/b.PTH"), ("new/b.PTH", "c.safetensors")]
     states = []
     for source, out in steps:
         result = run(convert, [name, "--weights", source, "--out", out])
@@ -383,6 +383,7 @@ def test_convert_overwrites_only_its_own(fails):
     os.mkdir("a.pth")
     assert "is no file" in fails("convert", "alexnet", "--out", "a.pth", "--force")
     assert "is a file" in fails("convert", "alexnet", "--out", "two.npy/a.pth")
+    assert "expected .pth, .pt, .bin, .safetensors, or a directory" in fails("convert", "alexnet", "--out", "a.npz")
 
 
 def test_info(process, here, tmp_path):
@@ -441,6 +442,13 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
         ((X, "alexnet", "features.3:1", *I, "--chunk", "0"), "--chunk"),
         ((X, "alexnet", "features.3:1", *I, "--granularity", "weight"), "'weight' is not one of 'kernel', 'filter'"),
         ((X, "alexnet", "features.3:1", *I, "--seed", "-1"), "--seed"),
+        ((X, "alexnet", "features.3:1", *I, "--batch", "9" * 20), "--batch"),
+        ((X, "alexnet", "features.3:1", *I, "--criterion", "force", "--steps", "9" * 20), "--steps"),
+        ((X, "alexnet", "features.3:1", *I, "--steps", "3"), "snip takes none"),
+        ((X, "alexnet", "features.3:1", *I, "--out", ""), "it is empty"),
+        (("pictures", "alexnet", "features.3:1", "features.3:1", *I), "two pictures would be written to"),
+        (("compare", "alexnet", "features.3:1", *I, "--criteria", "snip, random", "--steps", "3"), "takes none"),
+        (("evaluate", "circuits/alexnet/features.3_1.snip.keep0.5.safetensors", "--nulls", "9" * 20), "--nulls"),
         ((X, "alexnet", "features.3:1", *I, "--out", "two.npy"), "'two.npy' is a file"),
         ((X, "alexnet", "features.3:1", *I, "--plot", "circuits"), "ends in .png"),
         ((X, "alexnet", "features.3:1", *I, "--ablation", "noise"), "'noise' is not one of 'zero', 'mean'"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import jaxcircuits as jc
-from jaxcircuits.data import batches, count, files, photos, read_images
+from jaxcircuits.data import ImageNet, batches, count, files, photos, read_images
 from jaxcircuits.data.blocks import image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.jobs import plan
@@ -101,6 +101,26 @@ def test_photographs_arrive_as_from_torchvision(tmp_path, resize):
     for image, name in zip(block, names, strict=True):
         expected = transform(loader(str(tmp_path / name))).numpy().transpose(1, 2, 0)
         np.testing.assert_array_equal(image, expected)
+
+
+def test_grey_of_16_bits_keeps_its_range(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "b.tif")
+    Image.fromarray(np.round(ramp / 257).astype(np.uint8)).save(tmp_path / "c.png")
+    for block in read_images(tmp_path, ImageNet(64, 64)).uint8():
+        assert block.shape == (3, 64, 64, 3)
+        np.testing.assert_allclose(block[:2].astype(int), np.stack([block[2]] * 2), atol=1)
+
+
+@pytest.mark.filterwarnings("default:.*cannot be read and are skipped")
+def test_grey_without_a_range_is_left_out(tmp_path):
+    noise(40, 40).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(tmp_path / "b.tif")
+    Image.fromarray(np.full((40, 40), 1 << 20, np.int32)).save(tmp_path / "c.tif")
+    images = read_images(tmp_path, ImageNet(32, 32))
+    assert images.names == ("a.png",)
+    assert [name for name, _ in images.skipped] == ["b.tif", "c.tif"]
 
 
 def test_orientation_is_left_alone(tmp_path):

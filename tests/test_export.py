@@ -146,6 +146,9 @@ def test_of_another_network(tmp_path):
         for use in (lambda c: torch_masks(model, c), lambda c: export_circuit(model, c, tmp_path / "a")):
             with pytest.raises(jc.InputError, match=why):
                 use(wrong)
+    channel = made.manifest["feature"] | {"channel": 9999}
+    with pytest.raises(jc.InputError, match="has no channel 9999"):
+        export_circuit(model, jc.Circuit(made.masks, made.manifest | {"feature": channel}), tmp_path / "a")
     (tmp_path / "file").touch()
     with pytest.raises(jc.InputError, match="is a file"):
         export_circuit(model, made, tmp_path / "file" / "a")
@@ -217,7 +220,7 @@ def test_means_without_a_place():
     model = jc.Model(Branches(), twins.random_variables(Branches(), (1, 4, 4, 3)), input_size=4)
     rng = np.random.default_rng(0)
     for layers, place in ((("bare", "last"), None), (("shared",), None), (("normed", "last"), "bn2")):
-        made = circuit(model, layers[-1], 5, layers=layers)
+        made = circuit(model, layers[-1], 3, layers=layers)
         offsets = {n: rng.standard_normal(model.layers[n].outputs).astype(np.float32) for n in layers}
         made = jc.Circuit(made.masks, {**made.manifest, "ablation": "mean"}, offsets=offsets)
         if place is None:

@@ -50,6 +50,21 @@ def test_auxiliary_heads_may_be_missing_and_nothing_else(tmp_path):
         jc.load("googlenet", weights=tmp_path / "b.safetensors")
 
 
+def test_the_last_layers_may_be_missing(tmp_path):
+    state = zeros("squeezenet1_1")
+    short = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    write_state(tmp_path / "short.pth", short)
+    model = jc.load("squeezenet1_1", weights=tmp_path / "short.pth")
+    assert set(model.missing) == {"classifier.1.weight", "classifier.1.bias"}
+    model.check_weights(["features.12.squeeze"])
+    with pytest.raises(jc.InputError, match=r"weights of squeezenet1_1 hold nothing for 'classifier\.1'"):
+        model.check_weights(["classifier.1"])
+    for lacking in ("features.12.expand1x1.weight", "classifier.1.bias"):  # amid others, or half of a layer
+        write_state(tmp_path / "b.pth", {key: value for key, value in state.items() if key != lacking})
+        with pytest.raises(jc.InputError, match=f"missing: {lacking}"):
+            jc.load("squeezenet1_1", weights=tmp_path / "b.pth")
+
+
 def test_where_the_input_is_transformed(tmp_path, monkeypatch):
     def transforms(**options):
         return jc.load("googlenet", **options).module.transform_input

@@ -71,9 +71,9 @@ def write_state(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _format(path: Path) -> tuple[Reader, Writer]:
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise ConversionError(f"{path} has none of the endings {', '.join(FORMATS)}")
-    return FORMATS[path.suffix]
+    return FORMATS[path.suffix.lower()]
 
 
 def load_torch(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """Where weights come from, as a user names it."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def _torchvision_weights(architecture: str, name: str) -> Any:
 def _read_torchvision(architecture: str, name: str) -> StateDict:
     weights = _torchvision_weights(architecture, name)
     try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        with contextlib.redirect_stdout(sys.stderr):  # where PyTorch says that it downloads
+            tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except Exception as err:  # no network, no space, a broken download, ...
         raise ConversionError(f"torchvision could not fetch {weights.url} ({reason(err)})") from None
     return {key: tensor.numpy() for key, tensor in tensors.items()}

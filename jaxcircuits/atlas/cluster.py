@@ -53,9 +53,18 @@ def engine(address: str) -> Engine:
     """What makes chunks on the workers of the cluster whose scheduler has this address.
 
     Raises:
-        InputError: distributed is not installed.
+        InputError: distributed is not installed, or there is no scheduler.
     """
-    return functools.partial(_on_cluster, needed("distributed", "an atlas on a cluster"), address)
+    distributed = needed("distributed", "an atlas on a cluster")
+    _client(distributed, address).close()  # before anything is written
+    return functools.partial(_on_cluster, distributed, address)
+
+
+def _client(distributed: Any, address: str) -> Any:
+    try:
+        return distributed.Client(address, timeout=SECONDS)
+    except (OSError, ValueError) as error:
+        raise InputError(f"there is no Dask scheduler at {address!r}: {str(error).partition(chr(10))[0]}") from None
 
 
 def _on_cluster(
@@ -65,11 +74,7 @@ def _on_cluster(
     each = count(work.images) * (1 + len(work.plan.amounts))
     efforts = effort(work)
     todo = sorted(todo, key=lambda which: -efforts[which.group])  # no long chunk begins last
-    try:
-        client = distributed.Client(address, timeout=SECONDS)
-    except (OSError, ValueError) as error:
-        raise InputError(f"there is no Dask scheduler at {address!r}: {str(error).partition(chr(10))[0]}") from None
-    with client:
+    with _client(distributed, address) as client:
         futures = client.map(make, todo, task=task, pure=False)
         try:
             for future in distributed.as_completed(futures):

@@ -246,9 +246,10 @@ class Atlas:
         if other is None and value is None and len(self.amounts) == 1:
             return 0
         if other is not None or value not in self.amounts:
-            asked = f"keep={keep}" if keep is not None else f"kernels={kernels}"
+            given = {"keep": keep, "kernels": kernels}.items()
+            asked = " and ".join(f"{n}={v}" for n, v in given if v is not None) or "one level alone"
             raise InputError(
-                f"the atlas has no {asked}; expected {name} of {', '.join(f'{a:g}' for a in self.amounts)}"
+                f"the atlas has not {asked}; expected {name} of {' or '.join(f'{a:g}' for a in self.amounts)}"
             )
         return self.amounts.index(value)
 

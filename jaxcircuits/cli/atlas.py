@@ -32,12 +32,12 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
 @click.argument("model", required=False)
 @click.argument("layers", nargs=-1, metavar="[LAYER...]")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
-@click.option("--limit", type=click.IntRange(min=1), help="Only so many images, the first ones.")
+@click.option("--limit", type=common.WHOLE, help="Only so many images, the first ones.")
 @options(common.CRITERION, common.ABSOLUTE, common.OBJECTIVE, common.ABLATION)
 @options(common.keep_option(LEVELS), common.KERNELS, common.GRANULARITY, common.STEPS)
 @click.option("--scores", type=click.Choice(list(SCORES)), help="Store the scores as well.")
 @options(common.PRECISION, common.CHUNK, common.BATCH)
-@click.option("--out", type=click.Path(path_type=Path), help="A directory.  [default: atlases/MODEL.CRITERION]")
+@click.option("--out", type=common.Place(), help="A directory.  [default: atlases/MODEL.CRITERION]")
 @click.option("--dask", metavar="ADDRESS", help="Share chunks out to the workers of a Dask cluster (extra `cluster`).")
 @click.option(
     "--distributed", metavar="HOST:PORT,PROCESSES,ID",
@@ -75,6 +75,7 @@ def atlas(
         from jaxcircuits.atlas.processes import join
 
         join(distributed)
+    common.check_steps(steps, [criterion])
     network = common.network_given(model, weights, transform_input, seed)
     pictures = common.images_given(images, network, resize, strict, limit)
     asked: dict[str, Any] = {

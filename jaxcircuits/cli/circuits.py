@@ -63,8 +63,7 @@ def extract(
     if keep is not None or kernels is None:
         amounts["keep"] = numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
-    if steps and criterion not in STEPS:
-        raise InputError(f"--steps are those of {' and '.join(STEPS)}; {criterion} has none")
+    common.check_steps(steps, [criterion])
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":
@@ -113,7 +112,7 @@ def extract(
 @click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
 @options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
-@click.option("--nulls", type=click.IntRange(min=1), help="Random circuits to judge beside each; 99 let p be .01.")
+@click.option("--nulls", type=common.WHOLE, help="Random circuits to judge beside each; 99 let p be .01.")
 @options(SEED, JSON, QUIET)
 def evaluate(
     circuits: tuple[str, ...], weights, images, resize, strict, nulls: int | None, seed, as_json, quiet

@@ -23,7 +23,7 @@ from jaxcircuits.criteria import ABSOLUTE as ABSOLUTES
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.criteria import STEPS as DEFAULT_STEPS
 from jaxcircuits.data import Images, read_images
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import MOST, InputError
 from jaxcircuits.features import OBJECTIVES
 from jaxcircuits.files import check_writable
 from jaxcircuits.loading import load
@@ -99,6 +99,18 @@ def _unraisable(told: Any) -> None:
         sys.__unraisablehook__(told)  # the rest is of arrays that orbax was reading when another was found broken
 
 
+class Place(click.Path):
+    """A path that is not empty."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def not_empty(context: click.Context, option: click.Parameter, value: Any) -> Any:
     if value is not None and not str(value):
         raise click.BadParameter("it is empty")
@@ -116,6 +128,7 @@ def options(*given: Callable) -> Callable:
     return with_all
 
 
+WHOLE = click.IntRange(1, MOST)
 WEIGHTS_HELP = "lpips (no download), torchvision[:NAME], random[:SEED], or a path."
 IMAGES_HELP = "A folder, a picture, photos, photos:a, photos:b, tfds:NAME[:SPLIT], or uint8 .npy or .npz."
 WEIGHTS = click.option("--weights", callback=not_empty, help=f"{WEIGHTS_HELP}  [default: lpips]")
@@ -137,9 +150,7 @@ RESIZE = click.option(
     help="How pictures get to the input size: the centre cut out, or the whole squashed.  [default: crop]",
 )
 STRICT = click.option("--strict", is_flag=True, help="Pictures that cannot be read are an error, not left out.")
-OUT = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("circuits"), show_default=True, help="A directory."
-)
+OUT = click.option("--out", type=Place(), default=Path("circuits"), show_default=True, help="A directory.")
 OVERWRITE = click.option("--force", is_flag=True, help="Overwrite files that hold something else.")
 SEED = click.option(
     "--seed",
@@ -172,7 +183,7 @@ OBJECTIVE = click.option(
     help="What is made of a feature's map: the sum of its absolute values, its sum or its largest value.",
 )
 STEPS = click.option(
-    "--steps", type=click.IntRange(min=1),
+    "--steps", type=WHOLE,
     help="Rounds of force; steps of learned while a circuit shrinks to 1/e, and until it settles.  "
     f"[default: {', '.join(f'{steps} for {name}' for name, steps in DEFAULT_STEPS.items())}]",
 )  # fmt: skip
@@ -180,15 +191,19 @@ PRECISION = click.option(
     "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True,
     help="Of products, on hardware that has others.",
 )  # fmt: skip
-CHUNK = click.option(
-    "--chunk", type=click.IntRange(min=1), help="Features scored together.  [default: what fits in memory]"
-)
-BATCH = click.option("--batch", type=click.IntRange(min=1), help="Images scored together; by default a few.")
+CHUNK = click.option("--chunk", type=WHOLE, help="Features scored together.  [default: what fits in memory]")
+BATCH = click.option("--batch", type=WHOLE, help="Images scored together; by default a few.")
 
 
 def keep_option(default: str) -> Callable:
     help = f"Fractions of the relevant kernels to keep, comma-separated.  [default: {default}]"
     return click.option("--keep", help=help)
+
+
+def check_steps(steps: int | None, criteria: Sequence[str]) -> None:
+    """Raise an InputError if there are steps but no criterion that takes any."""
+    if steps and not set(criteria) & set(DEFAULT_STEPS):
+        raise InputError(f"--steps are those of {' and '.join(DEFAULT_STEPS)}; {', '.join(criteria)} takes none")
 
 
 def network_given(model: str, weights: str | None, transform_input: bool | None, seed: int = 0) -> Model:

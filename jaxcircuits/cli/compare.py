@@ -61,7 +61,8 @@ def compare(
     asked: Any = {"test_images": tests, "keeps": keeps, "ablation": ablation}
     how: Any = {"absolute": absolute, "granularity": granularity, "steps": steps, "seed": seed}
     how |= {"precision": precision, "chunk": chunk, "batch": batch}
-    names = list(dict.fromkeys(CRITERIA if criteria is None else criteria.split(",")))
+    names = list(dict.fromkeys(CRITERIA if criteria is None else [n.strip() for n in criteria.split(",")]))
+    common.check_steps(steps, names)
     _, manifest = question(network, pictures, parsed, [Options(name, **how) for name in names], **asked)
     first, more = manifest["features"][0], len(manifest["features"]) - 1
     stem = out / model / "compare" / (feature_stem({"feature": first}) + (f"_and_{more}_more" if more else ""))

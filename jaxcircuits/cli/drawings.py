@@ -24,7 +24,7 @@ from jaxcircuits.loading import load
 from jaxcircuits.report import entry, page
 
 MOST_OPTION = click.option(
-    "--most", type=click.IntRange(min=1), default=MOST, show_default=True,
+    "--most", type=common.WHOLE, default=MOST, show_default=True,
     help="Kernels that a diagram draws at the most: the best, or without scores those with the largest weights.",
 )  # fmt: skip
 PICTURES = click.option(
@@ -33,7 +33,7 @@ PICTURES = click.option(
     "gradient ascent, before the patches.",
 )  # fmt: skip
 MADE_OPTION = click.option(
-    "--made", type=click.IntRange(min=1), default=MADE, show_default=True,
+    "--made", type=common.WHOLE, default=MADE, show_default=True,
     help="Channels that --pictures features makes pictures of: the feature and those that the best kernels lead to.",
 )  # fmt: skip
 

@@ -19,11 +19,14 @@ from weights_conversion import is_checkpoint, save_checkpoint, write_state
 from weights_conversion.files import FORMATS
 from weights_conversion.lpips import FILES
 
+# Files of weights that are not written, and no names for a directory.
+UNKNOWN = (".npz", ".npy", ".ckpt", ".msgpack", ".h5", ".onnx", ".pb", ".pickle", ".pkl")
+
 
 @click.command(cls=Command)
 @click.argument("model")
 @options(WEIGHTS, TRANSFORM, SEED)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: MODEL.orbax]")
+@click.option("--out", type=common.Place(), help="[default: MODEL.orbax]")
 @options(OVERWRITE, JSON, QUIET)
 def convert(model: str, weights, transform_input, seed, out: Path | None, force, as_json, quiet) -> None:
     """Convert MODEL's weights to Flax, or back.
@@ -33,12 +36,14 @@ def convert(model: str, weights, transform_input, seed, out: Path | None, force,
     """
     screen = Screen(quiet, as_json)
     out = out or Path(f"{model}.orbax")
-    as_file = out.suffix in FORMATS
+    as_file = out.suffix.lower() in FORMATS
     if os.path.lexists(out):
         if not force:
             raise InputError(f"{str(out)!r} exists; --force overwrites it")
         if out.is_dir() if as_file else not is_checkpoint(out):
             raise InputError(f"{str(out)!r} is no {'file' if as_file else 'checkpoint'}, so it is not overwritten")
+    if out.suffix.lower() in UNKNOWN:
+        raise InputError(f"--out is {str(out)!r}; expected {', '.join(FORMATS)}, or a directory for Flax")
     check_writable(out if as_file else out.parent / f".{out.name}")
     network = common.network_given(model, weights, transform_input, seed)
     with folder(out.parent):

@@ -12,7 +12,7 @@ from jaxcircuits.circuit import Circuit, feature_stem, finite
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Command, options, told
 from jaxcircuits.cli.screen import Screen
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import MOST, InputError
 from jaxcircuits.files import check_writable, write_all
 from jaxcircuits.manifest import identity
 from jaxcircuits.pictures import png, sheet, top_patches, visualise
@@ -32,9 +32,9 @@ SMALL = 96  # pictures of fewer pixels are enlarged
     "--objective", type=click.Choice(OBJECTIVES), default="middle", show_default=True,
     help="What is driven: the feature in the middle of its map, or its mean.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=0), default=STEPS, show_default=True, help="0 for patches only.")
+@click.option("--steps", type=click.IntRange(0, MOST), default=STEPS, show_default=True, help="0 for patches only.")
 @click.option(
-    "--count", type=click.IntRange(min=0), default=COUNT, show_default=True, help="Patches; 0 for made pictures only."
+    "--count", type=click.IntRange(0, MOST), default=COUNT, show_default=True, help="Patches; 0 for made pictures only."
 )
 @options(common.CHUNK, OUT, SEED, JSON, QUIET)
 def pictures(
@@ -55,6 +55,8 @@ def pictures(
     within = _circuit(circuit, model) if circuit else {}
     folder, ending = out / model / "pictures", f".in.{circuit.stem}" if circuit else ""
     stems = [f"{feature_stem({'feature': identity(one)})}{ending}" for some in parsed for one in some]
+    if twice := [stem for stem in stems if stems.count(stem) > 1]:
+        raise InputError(f"two pictures would be written to {str(folder / twice[0])!r}; draw them one by one")
     for stem in stems:
         check_writable(folder / f"{stem}.png")
     files: dict[str, bytes] = {}

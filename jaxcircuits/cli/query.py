@@ -12,6 +12,7 @@ import click
 from jaxcircuits import plots
 from jaxcircuits.atlas.reading import Atlas
 from jaxcircuits.circuit import finite, tame
+from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, one_sentence, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
     import pandas
 
 KEEP = click.option("--keep", type=float, help="The level; need not be given where the atlas has one.")
-KERNELS = click.option(
-    "--kernels", type=click.IntRange(min=1), help="The level of an atlas that was asked for numbers."
-)
+KERNELS = click.option("--kernels", type=common.WHOLE, help="The level of an atlas that was asked for numbers.")
 LEVEL = (KEEP, KERNELS)
-MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many lines.")
+MOST = click.option("--most", type=common.WHOLE, default=20, show_default=True, help="How many lines.")
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 
 
@@ -35,7 +34,11 @@ PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it int
 def query(context: click.Context, directory: Path) -> None:
     """Ask the atlas in DIRECTORY a question; the one of `statistics` if none is named."""
     with one_sentence():
-        context.obj = Atlas(directory)
+        context.obj = atlas = Atlas(directory)
+        if not atlas.complete:
+            chunks = list(atlas.plan)
+            there = sum(len(list(atlas.there(g))) for g in range(len(atlas.plan.groups)))
+            click.echo(f"Warning: {there} of {len(chunks)} chunks are there; answers are of these", err=True)
         if context.invoked_subcommand is None:
             context.invoke(statistics)
 
@@ -45,6 +48,7 @@ def query(context: click.Context, directory: Path) -> None:
 @click.pass_obj
 def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
     """How faithful and how large the circuits of each layer are at each level; --plot draws the mean r over them."""
+    plot = plot and _png(plot)
     screen, found = Screen(quiet, as_json), atlas.statistics()
     if not len(found):
         raise InputError(f"the atlas in {str(atlas.directory)!r} has no chunk yet")
@@ -52,7 +56,7 @@ def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
     if plot:
         r = found.pivot(index="layer", columns=found.columns[1], values="mean").loc[list(found["layer"].unique())]
         title = f"{atlas.manifest['model']}, mean r"
-        plots.curves(_png(plot), list(r.index), list(r.columns), r.to_numpy(), title=title)
+        plots.curves(plot, list(r.index), list(r.columns), r.to_numpy(), title=title)
         screen.say(f"\nplot in {plot}")
 
 
@@ -71,7 +75,7 @@ def circuit(atlas: Atlas, feature: str, keep, kernels, out: Path, force, as_json
 
 @query.command("table", short_help="All circuits, a line each.")
 @options(JSON, QUIET)
-@click.option("--most", type=click.IntRange(min=1), help="How many lines; all if not given.")
+@click.option("--most", type=common.WHOLE, help="How many lines; all if not given.")
 @click.pass_obj
 def table(atlas: Atlas, most, as_json, quiet) -> None:
     """All circuits: feature, level, relevant, kept and effective kernels, r."""
@@ -99,11 +103,12 @@ def users(atlas: Atlas, kernel: str, keep, kernels, most, as_json, quiet) -> Non
 @click.pass_obj
 def shared(atlas: Atlas, layer: str, never, keep, kernels, most, plot: Path | None, as_json, quiet) -> None:
     """The kernels of LAYER by how many features use them, the most shared first."""
+    plot = plot and _png(plot)
     screen, found = Screen(quiet, as_json), atlas.sharing(layer, keep=keep, kernels=kernels)
     never_used = (found["users"] == 0).to_numpy()
     unused = int(never_used.sum())
     if plot:
-        plots.usage(_png(plot), found["users"].to_numpy(), title=f"{atlas.manifest['model']}, kernels of {layer}")
+        plots.usage(plot, found["users"].to_numpy(), title=f"{atlas.manifest['model']}, kernels of {layer}")
     _print(screen, found.loc[never_used] if never else found, most)
     screen.say(f"\n{unused} of {len(found)} kernels are used by none" + (f", plot in {plot}" if plot else ""))
 
@@ -129,15 +134,14 @@ def matrix(atlas: Atlas, layer, csv: Path | None, keep, kernels, plot: Path | No
     """Intersection over union of each two circuits of LAYER, or of the whole atlas."""
     from jaxcircuits.files import write_whole
 
-    for path in filter(None, (csv, plot)):
-        check_writable(path)
+    if csv:
+        check_writable(csv)
+    plot = plot and _png(plot)
     screen, found = Screen(quiet, as_json), atlas.iou_matrix(layer, keep=keep, kernels=kernels)
     if csv:
         write_whole(csv, found.to_csv(float_format="%.5g").encode())
     if plot:
-        plots.matrix(
-            _png(plot), found.to_numpy(), list(found.index), title=f"{atlas.manifest['model']}, IoU of circuits"
-        )
+        plots.matrix(plot, found.to_numpy(), list(found.index), title=f"{atlas.manifest['model']}, IoU of circuits")
     values = found.to_numpy()
     others = values[~_eye(len(values))]
     mean = float(others[others == others].mean()) if len(others) else 1.0
@@ -158,7 +162,7 @@ def nearest(atlas: Atlas, feature: str, layer, keep, kernels, most, as_json, qui
 
 @query.command("clusters", short_help="Features with alike circuits.")
 @click.argument("layer", required=False)
-@click.option("--number", type=click.IntRange(min=1), help="How many clusters, at most.")
+@click.option("--number", type=common.WHOLE, help="How many clusters, at most.")
 @click.option("--overlap", type=click.FloatRange(0, 1), help="Or the mean IoU down to which clusters are joined.")
 @options(*LEVEL, JSON, QUIET)
 @click.pass_obj

@@ -14,7 +14,7 @@ from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, RESIZE, SEED, STRICT, Command, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.criteria import OVER_IMAGES
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import MOST, InputError
 from jaxcircuits.files import check_writable, write_whole
 from jaxcircuits.manifest import identity
 from jaxcircuits.packages import installed
@@ -57,7 +57,7 @@ from jaxcircuits.subfeatures.trajectories import FEWEST, NEIGHBOURS
 @click.option("--kernels", type=int, help="Number of kernels to keep, instead of --keep.")
 @options(common.GRANULARITY)
 @click.option(
-    "--nulls", type=click.IntRange(min=0), default=NULLS, show_default=True, help="Random groups of the same sizes."
+    "--nulls", type=click.IntRange(0, MOST), default=NULLS, show_default=True, help="Random groups of the same sizes."
 )
 @click.option("--map/--no-map", "mapped", default=True, help="Write the trajectory map.  [default: --map]")
 @click.option(

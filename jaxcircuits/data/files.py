@@ -79,14 +79,21 @@ def opened(path: Path) -> Image.Image:
 
 
 def decoded(picture: Image.Image, *, sketch: bool = False) -> Image.Image:
-    """As RGB; a sketch of a JPEG is an eighth as wide: the whole file is parsed, in a fifth of the time.
+    """As RGB of 8 bits; a sketch of a JPEG is an eighth as wide: the whole file is parsed, in a fifth of the time.
 
     Raises:
-        Exception: whatever the decoder raises.
+        Exception: whatever the decoder raises; for grey of no range that is known.
     """
     picture.info.pop("transparency", None)  # Pillow warns where RGB cannot express it
     if sketch:
         picture.draft(None, (1, 1))
+    if picture.mode == "F":
+        raise ValueError("its grey is in floats, of whatever range; expected 8 or 16 bits")
+    if picture.mode.startswith("I"):  # Pillow would cut it off at 255
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() >= 1 << 16:
+            raise ValueError("its grey is in 32 bits; expected 8 or 16")
+        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     return picture.convert("RGB")
 
 
