@@ -22,8 +22,9 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Call, Layer, Variables, layer_of
 from jaxcircuits.threads import pool
 
-TAPS, PROBES, PINNED, LIVE, TOGETHER, TERMS, GIVEN, MARKED = (
-    f"jaxcircuits_{name}" for name in ("taps", "probes", "pinned", "live", "together", "terms", "given", "marked")
+TAPS, PROBES, PINNED, LIVE, TOGETHER, TERMS, GIVEN, GAINS, MARKED = (
+    f"jaxcircuits_{name}"
+    for name in ("taps", "probes", "pinned", "live", "together", "terms", "given", "gains", "marked")
 )
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
@@ -46,6 +47,7 @@ class Network:
         together: Mapping[str, sparse.Back] | None = None,
         terms: Mapping[str, masked.Terms | masked.Whole] | None = None,
         inputs: Mapping[str, Array] | None = None,
+        gains: Mapping[str, Array] | None = None,
         pinned: bool = False,
         circuit: bool = False,
     ) -> dict[str, Array]:
@@ -58,6 +60,7 @@ class Network:
             together: {convolution: how its input gradient is made for many features together}.
             terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
+            gains: {layer: (N, C)}, what the channels are multiplied with that enter these layers.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones`, and nothing between layers that makes
                 positive numbers zero, it is non-zero exactly where a path leads.
@@ -78,6 +81,7 @@ class Network:
             (GIVEN, *self.layers[name].path, "input"): x.reshape(len(images), *self.layers[name].input_shape)
             for name, x in (inputs or {}).items()
         }
+        given |= {(GAINS, *self.layers[name].path, "gain"): gain for name, gain in (gains or {}).items()}
         variables = {**variables, **traverse_util.unflatten_dict(given)}
         # nn.jit caches its traces by the mutable collections, not by interceptors: each needs one of its own
         if pinned:
@@ -113,6 +117,9 @@ def _tap(call, args, kwargs, context):
         return call(*args, **kwargs)
     if context.module.has_variable(GIVEN, "input"):
         args, kwargs = (context.module.get_variable(GIVEN, "input"),), {}
+    if context.module.has_variable(GAINS, "gain"):
+        x, gain = _input(args, kwargs), context.module.get_variable(GAINS, "gain")
+        args, kwargs = (x * gain.reshape(len(gain), *[1] * (x.ndim - 2), -1),), {}
     y = call(*args, **kwargs)
     context.module.sow(TAPS, "input", _input(args, kwargs), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     probed = context.module.has_variable(PROBES, "probe")

@@ -52,6 +52,21 @@ class Task(NamedTuple):
     place: Place
 
 
+class Seen(NamedTuple):
+    """Views, and what the full network makes of them.
+
+    Attributes:
+        images: (N, H, W, C).
+        gains: {layer: (N, C)}, what multiplies the channels that enter a layer, in circuits too; none for views that
+            judge.
+        full: the features in the full network (F, N, H, W).
+    """
+
+    images: Array
+    gains: Masks
+    full: Array
+
+
 class Given(NamedTuple):
     """What a circuit is trained and judged on.
 
@@ -59,8 +74,7 @@ class Given(NamedTuple):
         variables: the full network's.
         directions: of F features (F, O).
         relevant: kernels of this one {layer: (I, O)}.
-        images: views (N, H, W, C).
-        full: the features in the full network (F, N, H, W).
+        seen: views.
         f: which of them it is.
         kept: how many kernels the circuit has.
     """
@@ -68,8 +82,7 @@ class Given(NamedTuple):
     variables: Variables
     directions: Array
     relevant: Masks
-    images: Array
-    full: Array
+    seen: Seen
     f: Array
     kept: Array
 
@@ -147,8 +160,8 @@ def _train(
     held_out = [_looked_at(task, variables, views, directions, HELD_OUT + step) for step in range(HELD)]
     settling = {}
 
-    def given(f: int, count: int, seen: tuple[Array, Array]) -> Given:
-        return Given(variables, directions, of[f], *seen, jnp.int32(f), jnp.int32(count))
+    def given(f: int, count: int, seen: Seen) -> Given:
+        return Given(variables, directions, of[f], seen, jnp.int32(f), jnp.int32(count))
 
     def judged(state: learned.State, f: int, count: int) -> float:
         return sum(float(_judged(task, state, given(f, count, seen))) for seen in held_out)
@@ -180,15 +193,23 @@ def _train(
     return [{name: jnp.stack([part[name] for part in row]) for name in task.layers} for row in parts]
 
 
-def _looked_at(task: Task, variables: Variables, views: Views, directions: Array, step: int) -> tuple[Array, Array]:
+def _looked_at(task: Task, variables: Variables, views: Views, directions: Array, step: int) -> Seen:
     images = jnp.asarray(views.block(step, VIEWS))
-    return images, _full(task, variables, directions, images)
+    gains = {} if step >= HELD_OUT else _gains(task, np.random.default_rng([views.seed, step]))
+    return Seen(images, gains, _full(task, variables, directions, images, gains))
+
+
+def _gains(task: Task, rng: np.random.Generator) -> Masks:
+    """Of the channels that enter each layer, but for the images' own."""
+    sizes = {name: task.network.layers[name].input_maps[-1] for name in task.layers}
+    sizes.pop(next(iter(task.network.layers)), None)
+    return {n: jnp.exp(learned.GAIN * rng.standard_normal((VIEWS, size), np.float32)) for n, size in sizes.items()}
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _full(task: Task, variables: Variables, directions: Array, images: Array) -> Array:
+def _full(task: Task, variables: Variables, directions: Array, images: Array, gains: Masks) -> Array:
     """The features in the full network (F, N, H, W)."""
-    x = task.network.run(variables, images)[task.target]
+    x = task.network.run(variables, images, gains=gains)[task.target]
     return activations(task.network.layers[task.target], variables, x, directions)
 
 
@@ -212,15 +233,16 @@ def _masks(task: Task, state: learned.State, given: Given) -> Masks:
     return {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
 
 
-def _own(given: Given) -> tuple[Variables, Array, Array, Array]:
+def _own(given: Given) -> tuple[Variables, Array, Seen]:
     """What `_loss` takes of the one feature."""
-    return given.variables, given.directions[given.f][None], given.images, given.full[given.f]
+    seen = given.seen._replace(full=given.seen.full[given.f])
+    return given.variables, given.directions[given.f][None], seen
 
 
-def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, images: Array, full: Array) -> Array:
+def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, seen: Seen) -> Array:
     """`learned.loss` of one feature (1, O) in its circuit; the full network has the maps (N, H, W)."""
     circuit = with_masks(task.network, variables, masks)
-    x = task.network.run(circuit, images)[task.target]
+    x = task.network.run(circuit, seen.images, gains=seen.gains)[task.target]
     maps = activations(task.network.layers[task.target], circuit, x, direction)
-    where = place_weights(task.place, full[None], jnp.zeros((len(images), 2), jnp.int32))
-    return learned.loss(maps[0], full, jnp.broadcast_to(where, maps.shape)[0])
+    where = place_weights(task.place, seen.full[None], jnp.zeros((len(seen.images), 2), jnp.int32))
+    return learned.loss(maps[0], seen.full, jnp.broadcast_to(where, maps.shape)[0])

@@ -15,6 +15,7 @@ import jaxcircuits as jc
 from jaxcircuits import training
 from jaxcircuits.criteria import learned
 from jaxcircuits.data.views import Views
+from jaxcircuits.gradients import activations
 from tests import twins
 
 
@@ -65,27 +66,36 @@ def test_the_loss_of_single_positions_is_that_of_r():
         np.testing.assert_allclose(learned.loss(scale * x, scale * y, np.ones_like(x)), whole, rtol=1e-5)
 
 
-def test_the_gradient_of_a_mask_is_that_of_a_twin(small):
-    """dloss/dm of a circuit, for kernels in and out of it, by PyTorch's own differentiation."""
+@pytest.mark.parametrize("uneven", [False, True])
+def test_the_gradient_of_a_mask_is_that_of_a_twin(small, uneven):
+    """dloss/dm of a circuit, for kernels in and out of it, by PyTorch's own differentiation; inner channels as they are
+    or stronger and weaker."""
     network, images = small.model.network((13, 11, 3)), small.images[:4]
     features = jc.Features("features.3", [4]).resolve(network.layers)
     scores = jc.score(small.model, images, features)
     kept = jc.top_kernels(scores, kernels=60)
     task = training.Task(network, "features.3", scores.layers, None)
     variables, direction = small.model.variables, jnp.asarray(features.matrix(6))
-    full = training._full(task, variables, direction, jnp.asarray(images))[0]
+    gain = np.exp(np.random.default_rng(0).standard_normal((4, network.layers["features.3"].inputs), np.float32))
+    gains = {"features.3": gain} if uneven else {}
+    seen = training.Seen(images, gains, training._full(task, variables, direction, jnp.asarray(images), gains)[0])
     masks = {name: mask[0].astype(np.float32) for name, mask in kept.items()}
-    found = jax.jit(jax.grad(training._loss), static_argnums=1)(masks, task, variables, direction, images, full)
+    found = jax.jit(jax.grad(training._loss), static_argnums=1)(masks, task, variables, direction, seen)
 
     masks = {name: torch.tensor(np.asarray(kept[name][0].T), dtype=torch.float32) for name in scores.layers}
     masks = {name: mask[..., None, None].requires_grad_() for name, mask in masks.items()}
     weights = {f"{name}.weight": small.torch.get_submodule(name).weight * mask for name, mask in masks.items()}
     outputs = []
-    handle = small.torch.get_submodule("features.3").register_forward_hook(lambda *args: outputs.append(args[2][:, 4]))
+    target = small.torch.get_submodule("features.3")
+    handles = [target.register_forward_hook(lambda *args: outputs.append(args[2][:, 4]))]
+    if uneven:
+        stronger = torch.from_numpy(gain)[:, :, None, None]
+        handles.append(target.register_forward_pre_hook(lambda _, given: (given[0] * stronger,)))
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
     for given in (weights, {}):
         torch.func.functional_call(small.torch, given, (pictures,))
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     x, y = outputs[0], outputs[1].detach()
     loss = learned_loss(x, y)
     expected = torch.autograd.grad(loss, list(masks.values()))
@@ -113,6 +123,25 @@ def test_steps_are_those_of_the_equation():
     for name in relevant:
         np.testing.assert_allclose(state.logits[name], s[name], rtol=1e-4, atol=1e-6)
     assert state.logits["b"][0, 1] == 0
+
+
+def test_gains_are_drawn_for_each_view_and_inner_channel(small):
+    network = small.model.network((13, 11, 3))
+    task = training.Task(network, "features.3", ("features.0", "features.3"), None)
+    images, direction = small.images, jnp.eye(6)[:1]
+    views = Views(images, (13, 11), seed=2)
+    given = task, small.model.variables, views, direction
+    seen, other = (training._looked_at(*given, step) for step in (3, 4))
+    gain = np.log(seen.gains["features.3"])
+    assert seen.gains.keys() == {"features.3"} and gain.shape == (16, network.layers["features.3"].inputs)
+    assert abs(gain.mean()) < 0.1 and gain.std() == pytest.approx(0.3, rel=0.2)
+    assert np.abs(gain - np.log(other.gains["features.3"])).min() > 0
+    np.testing.assert_array_equal(gain, np.log(training._looked_at(*given, 3).gains["features.3"]))
+    judging = training._looked_at(*given, training.HELD_OUT)
+    assert not judging.gains
+    plain = small.model.network((13, 11, 3)).run(small.model.variables, judging.images)["features.3"]
+    expected = activations(network.layers["features.3"], small.model.variables, plain, direction)
+    np.testing.assert_allclose(judging.full, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

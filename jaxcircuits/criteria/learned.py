@@ -11,8 +11,11 @@ backwards (a straight-through estimator), so that the kernels left out are train
 Here r is the correlation of circuit and full network over all views and positions, r_n that within view n, and y_n the
 standard deviation of the full feature there. Where each view has one position, loss = 1 - r. A view is a random part
 of one of the images, the first 512 of them, in random colours, often with pieces of another one laid over it: without
-that the images are learned, and not the feature. The 1 beside b^1/2 serves the same end: Adam alone moves all logits
-equally far, also of the many kernels that hardly matter and whose gradients are chance.
+that the images are learned, and not the feature. Further in, each channel c that enters a layer is made stronger or
+weaker by exp(.3 z_nc), z normal, in both networks alike, so that a circuit has to do what the network does also where
+channels go together otherwise than in these images: multiplicative noise as in Srivastava et al., but of the question
+and not of the answer. The 1 beside b^1/2 serves the same end: Adam alone moves all logits equally far, also of the many
+kernels that hardly matter and whose gradients are chance.
 
 On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
 `steps` with k itself follow, at a falling rate. Now and then the circuit is judged on views that are not trained on, as
@@ -21,7 +24,8 @@ may cut the only path. What is learned for one amount does not depend on which o
 
 References:
     Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv 1308.3432);
-    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (arXiv 1911.13299).
+    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (arXiv 1911.13299);
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", section 10 (JMLR 15, 2014).
 """
 
 from typing import NamedTuple
@@ -40,6 +44,8 @@ STEPS = 20
 START = 0.4
 # How far a logit moves in a step, at most; in standard deviations of the first ones.
 SPEED = 0.2
+# Standard deviation of the logarithm of what multiplies a channel in a step.
+GAIN = 0.3
 OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1.0)
 
 
