@@ -14,7 +14,7 @@ from jaxcircuits.ablation import Offsets, check_ablation, mean_contributions, of
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.comparison import Comparison, LayerComparison, average
 from jaxcircuits.costs import Cost, measured
-from jaxcircuits.criteria import CRITERIA, STEPS
+from jaxcircuits.criteria import STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import KEEPS, evaluate
@@ -24,7 +24,7 @@ from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.measures import interval, pooled, resamples
 from jaxcircuits.model import Model
-from jaxcircuits.options import Options, resolved
+from jaxcircuits.options import Options, able, resolved
 from jaxcircuits.scoring import Level, score_levels
 
 LEVEL, RESAMPLES = 0.95, 1000
@@ -36,7 +36,7 @@ def compare(
     features: Features | Iterable[Features],
     *,
     test_images=None,
-    criteria: Sequence[str] = CRITERIA,
+    criteria: Sequence[str] | None = None,
     keeps: Sequence[float] = KEEPS,
     absolute: str = "per_image",
     layers: Sequence[str] | None = None,
@@ -61,7 +61,7 @@ def compare(
         model, images, absolute, layers, granularity, steps, seed, precision, chunk, batch: as for `score`.
         features: one `Features` or several, each with one or many features.
         test_images: those that judge; by default `images`, which flatters whatever has learned from them.
-        criteria: those to compare, by default all there are.
+        criteria: those to compare, by default all that have such scores (`absolute`, `granularity`).
         keeps: fractions of the relevant kernels, by default the paper's 13.
         ablation: what stands in for a removed kernel: nothing ("zero", as in the paper) or its "mean" contribution over
             the images that score; scores and masks are the same.
@@ -77,6 +77,7 @@ def compare(
             Warns when test images are among the images.
     """
     test_images = images if test_images is None else test_images
+    criteria = able(absolute, granularity) if criteria is None else criteria
     asked = (Options(name, absolute, layers, granularity, steps, seed, precision, chunk, batch) for name in criteria)
     options = {one.criterion: one for one in asked}
     keeps = tuple(dict.fromkeys(keeps))
@@ -112,7 +113,13 @@ def compare(
     found = {name: total.result() for name, total in totals.items()}
     means = np.mean([total.means() for total in totals.values()], 0)
     overall = average(means, level) if len(found) > 1 else None
-    return Comparison(tuple(options), keeps, found, overall, manifest)
+    comparison = Comparison(tuple(options), keeps, found, overall, manifest)
+    if comparison.constant:
+        warnings.warn(
+            f"{comparison.constant} circuits are constant, so that r is not defined: it is nan, and 0 in averages",
+            stacklevel=2,
+        )
+    return comparison
 
 
 def question(
@@ -190,6 +197,7 @@ class _Total:
         self.ends: list[np.ndarray] = []
         self.sums: Any = 0
         self.counts: Any = 0
+        self.constant = 0
 
     def add(self, labels: tuple[str, ...], r: np.ndarray, left_out: np.ndarray) -> None:
         """r (F, C, K, B) of some more features, and what is left out of averages."""
@@ -199,6 +207,7 @@ class _Total:
         self.ends.append(np.stack(ends))
         self.sums = self.sums + np.where(np.isnan(r), 0, r).sum(0)
         self.counts = self.counts + (~left_out).sum(0)
+        self.constant += int((np.isnan(r) & ~left_out)[..., 0].sum())
 
     def means(self) -> np.ndarray:
         """Over the features, a constant circuit as 0: (C, K, B); nan where no feature is defined."""
@@ -206,7 +215,7 @@ class _Total:
 
     def result(self) -> LayerComparison:
         r, ends = np.concatenate(self.r), np.concatenate(self.ends)
-        return LayerComparison(self.labels, r, ends, average(self.means(), self.level), self.costs)
+        return LayerComparison(self.labels, r, ends, average(self.means(), self.level), self.costs, self.constant)
 
 
 def _warn_of_shared(images, test_images) -> None:

@@ -56,6 +56,7 @@ class LayerComparison(NamedTuple):
         ends: of its interval (F, C, K, 2).
         average: over the features.
         costs: {criterion: what scoring all F features at all keep levels has cost}.
+        constant: how many of the circuits are, though their feature is not.
     """
 
     labels: tuple[str, ...]
@@ -63,6 +64,7 @@ class LayerComparison(NamedTuple):
     ends: np.ndarray
     average: Average
     costs: Mapping[str, Cost]
+    constant: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,11 @@ class Comparison:
         """By layer, and over all of them."""
         found = {name: layer.average for name, layer in self.layers.items()}
         return found if self.overall is None else {**found, OVERALL: self.overall}
+
+    @property
+    def constant(self) -> int:
+        """How many circuits have no r, though their feature is not constant."""
+        return sum(layer.constant for layer in self.layers.values())
 
     def heading(self, name: str) -> str:
         """What an average is of: `features.10, mean of 64`, or the one feature."""

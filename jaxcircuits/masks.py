@@ -234,8 +234,8 @@ def count(masks: Arrays) -> np.ndarray:
 def complement(masks: Arrays, relevant: Arrays) -> Masks:
     """The relevant kernels that a circuit has not: {layer: (F, I, O) bool}.
 
-    How well they compute the feature says how complete the circuit is: what it left out should do badly (completeness,
-    arXiv 2211.00593; as the faithfulness of what remains, arXiv 2403.19647).
+    m'[i, o] = relevant[i, o] and not m[i, o].  How well they compute the feature says how complete the circuit is: what
+    it left out should do badly (completeness, arXiv 2211.00593; as the faithfulness of what remains, arXiv 2403.19647).
 
     Args:
         masks, relevant: {layer: (F, I, O) bool}, as from `top_kernels` and `relevant_kernels` or `score`.

@@ -135,7 +135,10 @@ def pearson(moments: Moments, weights: np.ndarray | None = None) -> np.ndarray:
 
 
 def mean_squared_error(moments: Moments, weights: np.ndarray | None = None) -> np.ndarray:
-    """MSE = mean over images and positions of (x - y)^2, in the feature's units squared.
+    """The mean over images and positions of the squared error, in the feature's units squared.
+
+    MSE = sum over n, p of (x_np - y_np)^2 / (N P),  x the circuit's map and y the full network's.  Its ratio to that of
+    the empty circuit is what faithfulness is made of (arXiv 2504.13151).
 
     Returns:
         (F, K), or (F, K, B) if weights (B, N) are given; at least 0.
@@ -231,7 +234,9 @@ def _area(faithfulness: np.ndarray, keeps: Sequence[float], height: Callable[[np
 def top_image_overlap(moments: Moments, top: int = 10) -> np.ndarray:
     """Share of the `top` images in which the full feature is largest that are also the circuit's.
 
-    |A & B| / top,  A and B the images of the largest maximum over positions; ties go to the earlier image.
+    |A & B| / top,  A and B the images of the largest maximum over positions; ties go to the earlier image. It is the
+    precision at `top` of information retrieval, with the full feature's top images as what is to be found (Manning,
+    Raghavan, Schuetze, "Introduction to Information Retrieval", 2008, section 8.4).
 
     Returns:
         (F, K), 0 to 1; top / N by chance; nan where x or y is constant, so that no image is at the top.
@@ -256,6 +261,7 @@ def top_image_overlap(moments: Moments, top: int = 10) -> np.ndarray:
 def resamples(images: int, number: int = 1000, seed: int = 0) -> np.ndarray:
     """Weights (B, N) of the bootstrap: N images drawn with replacement, `number` times (Efron, Tibshirani 1993).
 
+    w_b ~ multinomial(N, (1/N, ..., 1/N)),  how often sample b has each image; a measure of the sample weighs by it.
     Whole images are drawn, because positions of one image are not independent.
     """
     check_count("the number of the bootstrap's resamples", number)
@@ -274,6 +280,8 @@ def subsets(images: int, parts: int = 2, seed: int = 0) -> np.ndarray:
 
 def interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Percentile interval of a measure's values in bootstrap samples (Efron, Tibshirani 1993, chapter 13).
+
+    [q((1 - level) / 2), q((1 + level) / 2)],  q the quantiles of the B values.
 
     Args:
         values: (F, K, B); samples where the measure is not defined do not count.

@@ -47,6 +47,9 @@ def random_masks(
 ) -> Masks:
     """A random circuit of each feature, of as many kernels as a given one: {layer: (F, I, O) bool}.
 
+    The k relevant kernels of the largest u, u uniform and independent: every set of k kernels is equally likely, in all
+    layers together or in each by itself. The control of the lottery-ticket literature (arXiv 1803.03635, 2009.11094).
+
     Args:
         features: F of them; a feature's circuit depends on its identity, `seed` and `draw`, not on the others.
         masks: {layer: (F, I, O) bool}, whose sizes are taken.
@@ -145,6 +148,8 @@ def against_nulls(
     batch: int | None = None,
 ) -> Nulls:
     """Judge circuits beside random ones of equal size, on the same images and by the same ablation.
+
+    p = (1 + number of nulls >= the circuit) / (1 + B), as `p_values` has it (arXiv 1603.05766).
 
     Args:
         model, images, features, ablation, batch: as for `evaluate`.

@@ -69,6 +69,20 @@ class Options:
         return sizes(network, tuple(layers), images=count(images), **asked)
 
 
+def able(absolute: str, granularity: str) -> tuple[str, ...]:
+    """The criteria that have such scores."""
+
+    def has(name: str) -> bool:
+        try:
+            Options(name, absolute, granularity=granularity)
+        except InputError:
+            return False
+        return True
+
+    check_granularity(granularity)
+    return tuple(name for name in CRITERIA if has(name)) or CRITERIA  # whose error tells what is wrong with the rest
+
+
 def resolved(
     model: Model, images: Any, features: Features | Iterable[Features], options: Options
 ) -> list[tuple[Features, tuple[str, ...]]]:

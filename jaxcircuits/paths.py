@@ -112,6 +112,9 @@ def effective_kernels(
 ) -> Masks:
     """The kept kernels that still lie on a path from the pixels to the feature: {layer: (F, I, O) bool}.
 
+    effective = m & (dy / dm > 0 in the pinned network with kernels m), as this module's beginning says; the effective
+    size of a pruned network as in Vysogorets and Kempe (arXiv 2107.02306), exactly.
+
     Args:
         model: whose network it is.
         features: F of them.

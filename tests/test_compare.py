@@ -21,6 +21,7 @@ from jaxcircuits.cli.compare import _sets
 from jaxcircuits.comparison import average, free_paths
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.measures import resamples
+from jaxcircuits.options import able
 from tests import twins
 
 FEATURES = [jc.Features("layer1.conv1", [6, 1]), jc.Features("features.0", [7])]
@@ -35,9 +36,11 @@ def tests():
 
 @pytest.fixture(scope="module")
 def found(small, tests):
-    return jc.compare(small.model, small.images, FEATURES, test_images=tests, **QUESTION)
+    with pytest.warns(UserWarning, match="4 circuits are constant, so that r is not defined: it is nan, and 0 in aver"):
+        return jc.compare(small.model, small.images, FEATURES, test_images=tests, **QUESTION)
 
 
+@pytest.mark.filterwarnings("ignore:4 circuits are constant")
 def test_means_of_removed_kernels_are_those_of_the_images_that_score(small, tests):
     features = FEATURES[0]
     found = jc.compare(small.model, small.images, features, test_images=tests, ablation="mean", **QUESTION)
@@ -155,16 +158,22 @@ def test_warns_of_images_that_have_scored(small, tests):
         (FEATURES, {"criteria": []}, "criteria are empty"),
         (FEATURES, {"keeps": []}, "keeps are empty"),
         (FEATURES, {"keeps": [0.5, 2]}, "keep is 2"),
-        (FEATURES, {"absolute": "whole_set"}, "actgrad has no absolute='whole_set'"),
-        (FEATURES, {"granularity": "weight"}, "actgrad has no granularity='weight'"),
+        (FEATURES, {"absolute": "whole_set", "criteria": ["actgrad"]}, "actgrad has no absolute='whole_set'"),
+        (FEATURES, {"granularity": "weight", "criteria": ["actgrad"]}, "actgrad has no granularity='weight'"),
         (FEATURES, {"level": 1}, "level is 1"),
-        (FEATURES, {"number": 0}, "resamples are 0"),
+        (FEATURES, {"number": 0}, "resamples is 0; expected a whole number of at least 1"),
     ],
 )
 def test_errors_come_before_any_work(small, tests, features, options, why, monkeypatch):
     monkeypatch.setattr("jaxcircuits.scoring.scores_of_chunk", None)
     with pytest.raises(jc.InputError, match=why):
         jc.compare(small.model, small.images, features, test_images=tests, **options)
+
+
+def test_criteria_that_have_such_scores():
+    assert able("per_image", "kernel") == CRITERIA
+    assert able("per_image", "filter") == ("snip", "actgrad", "force", "magnitude", "random")
+    assert able("whole_set", "weight") == ("snip", "force", "magnitude", "random")
 
 
 def test_tables(found):

@@ -17,7 +17,7 @@ from jaxcircuits.comparison import Comparison, free_paths
 from jaxcircuits.criteria import CRITERIA
 from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.granularity import GRANULARITIES
-from jaxcircuits.options import Options
+from jaxcircuits.options import Options, able
 from jaxcircuits.spelling import parse
 
 OTHER_HALF = {"photos:a": "photos:b", "photos:b": "photos:a"}
@@ -34,7 +34,7 @@ LEVELS = ",".join(f"{keep:g}" for keep in KEEPS)
     help="Those that judge.  [default: the other half of photos:a or photos:b, else those that score]",
 )  # fmt: skip
 @options(RESIZE, STRICT)
-@click.option("--criteria", help=f"Comma-separated.  [default: {','.join(CRITERIA)}]")
+@click.option("--criteria", help=f"Comma-separated.  [default: of {','.join(CRITERIA)} those that can]")
 @options(common.ABSOLUTE, common.OBJECTIVE)
 @options(common.keep_option(LEVELS))
 @click.option(
@@ -61,7 +61,8 @@ def compare(
     asked: Any = {"test_images": tests, "keeps": keeps, "ablation": ablation}
     how: Any = {"absolute": absolute, "granularity": granularity, "steps": steps, "seed": seed}
     how |= {"precision": precision, "chunk": chunk, "batch": batch}
-    names = list(dict.fromkeys(CRITERIA if criteria is None else [n.strip() for n in criteria.split(",")]))
+    given = able(absolute, granularity) if criteria is None else [name.strip() for name in criteria.split(",")]
+    names = list(dict.fromkeys(given))
     common.check_steps(steps, names)
     _, manifest = question(network, pictures, parsed, [Options(name, **how) for name in names], **asked)
     first, more = manifest["features"][0], len(manifest["features"]) - 1
@@ -88,6 +89,8 @@ def _sets(images: str | None, test_images: str | None) -> tuple[str, str]:
 
 
 def _print(screen: Screen, found: Comparison) -> None:
+    if found.constant:
+        screen.say(f"{found.constant} circuits are constant: they have no r, and count as 0 in these means\n")
     for name in found.averages:
         r, _ = found.shown(name)
         screen.say(f"r, {found.heading(name)}\n")
