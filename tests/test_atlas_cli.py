@@ -169,7 +169,8 @@ def test_questions(workplace):
     np.testing.assert_array_equal(matrix, np.eye(4))
     near = json.loads(run("query", "out", "nearest", "features.0:1", "--keep", ".5", "--json").stdout)["rows"]
     assert len(near) == 3 and near[0]["iou"] == 0
-    assert "features.0:3" in run("query", "out", "clusters", "--keep", ".5").stdout
+    clusters = run("query", "out", "clusters", "--keep", ".5").stdout
+    assert "features.0:3" in clusters and clusters.count("alone") == 4  # no two of these circuits overlap
     for name in ("r.png", "s.png", "m.png"):
         with Image.open(name) as picture:
             assert picture.width > 600

@@ -170,7 +170,7 @@ def clusters(atlas: Atlas, layer, number, overlap, keep, kernels, as_json, quiet
     """Groups of features of LAYER, or of all, whose circuits are alike."""
     how: dict[str, Any] = {"number": 10 if number is None and overlap is None else number, "overlap": overlap}
     found = atlas.clusters(layer, **how, keep=keep, kernels=kernels)
-    _print(Screen(quiet, as_json), found, len(found))
+    _print(Screen(quiet, as_json), found, len(found), undefined="alone")
 
 
 def _png(path: Path) -> Path:
@@ -186,13 +186,14 @@ def _eye(size: int):
     return np.eye(size, dtype=bool)
 
 
-def _print(screen: Screen, found: pandas.DataFrame, most: int) -> None:
-    """The first rows as a table, all of them as JSON; what is not a number is a constant circuit's r."""
+def _print(screen: Screen, found: pandas.DataFrame, most: int, *, undefined: str | None = None) -> None:
+    """The first rows as a table, all of them as JSON; None is a constant circuit's r, or `undefined`."""
     records = json.loads(found.to_json(orient="records") or "[]")
     screen.json({"rows": records})
     if not records:
         screen.say("none")
         return
-    screen.table(list(found.columns), [list(record.values()) for record in records[:most]])
+    rows = [[undefined if value is None else value for value in record.values()] for record in records[:most]]
+    screen.table(list(found.columns), rows)
     if len(records) > most:
         screen.say(f"... and {len(records) - most} more")
