@@ -1,9 +1,9 @@
 """`python -m benchmarks.learned`: are learned circuits better than the paper's, on photographs that they have not seen?
 
 The bundled photographs are dealt into folds. For every fold each criterion finds circuits from the photographs of all
-other folds, and they are run on those of this fold. r is over all photographs then, each in the circuit that has not
-seen it. Features are drawn by a seed. A second part trains on fewer photographs. Every result is written as it comes;
-the same command goes on where it was interrupted.
+other folds, and they are run on those of this fold: removed kernels contribute nothing and, beside it, their mean on
+the other folds. Features are drawn by a seed. A second part trains on fewer photographs. Every result is written as it
+comes; the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -52,36 +52,44 @@ def sums(moments: Moments, f: int) -> list[list[float]]:
 
 
 def correlation(parts: Sequence[Sequence[float]]) -> float:
-    """Pearson r over everything of which these are `sums`, one row for each part."""
+    """Pearson r over everything of which these are `sums`, one row for each part; 0 where the circuit is constant."""
     n, x, y, xx, yy, xy = np.array(parts, float).T
     dx, dy = x - np.average(x, weights=n), y - np.average(y, weights=n)
-    return float((xy + n * dx * dy).sum() / np.sqrt((xx + n * dx * dx).sum() * (yy + n * dy * dy).sum()))
+    whole = np.sqrt((xx + n * dx * dx).sum() * (yy + n * dy * dy).sum())
+    return float((xy + n * dx * dy).sum() / whole) if whole else 0.0
 
 
-def measured(model: jc.Model, train, test, layer: str, channels: Sequence[int], criterion: str, seed: int) -> list[Row]:
+def measured(
+    model: jc.Model, train, test, layer: str, channels: Sequence[int], criterion: str, seed: int, steps: int
+) -> list[Row]:
     """Circuits from `train` of each channel, in sums over `test`; and how long one channel's took to find."""
     features = jc.Features(layer, channels=channels)
-    options: Any = {"seed": seed} if criterion == "learned" else {}
+    options: Any = {"seed": seed, "steps": steps} if criterion == "learned" else {}
     start = time.process_time()  # other programs may have the machine too
     found = list(jc.extract(model, train, features, criterion=criterion, keep=KEEPS, **options))
     seconds = (time.process_time() - start) / len(channels)
     of_keep = [found[k :: len(KEEPS)] for k in range(len(KEEPS))]
     masks = [{name: np.stack([c.masks[name] for c in row]) for name in row[0].masks} for row in of_keep]
-    moments = jc.evaluate(model, test, features, masks).moments
+    means: Any = {"ablation": "mean", "offsets": [jc.mean_offsets(model, train, mask) for mask in masks]}
+    moments, with_means = (jc.evaluate(model, test, features, masks, **how).moments for how in ({}, means))
     return [
         {
             "feature": f"{layer}:{channel}",
             "seconds": seconds,
             "seen": [row[f].manifest["correlation"] for row in of_keep],
             "sums": sums(moments, f),
+            "sums_with_means": sums(with_means, f),
         }
         for f, channel in enumerate(channels)
     ]
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """r of every feature and criterion at each keep, on unseen photographs and on those of training; of the folds that
-    all of a feature's criteria have done."""
+    """r of every feature and criterion at each keep, of the folds that all of a feature's criteria have done.
+
+    `unseen` is the mean of the folds' r on photographs that have not been trained on, `together` is r of all of them,
+    each in the circuit that has not seen it; `with_means` is `unseen` by mean ablation, `seen` on the training crops.
+    """
     whole, found = [row for row in rows if not row["photographs"]], []
     for feature in dict.fromkeys(row["feature"] for row in whole):
         mine = [row for row in whole if row["feature"] == feature]
@@ -91,11 +99,15 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             of = [row for row in mine if row["criterion"] == name and row["fold"] in folds]
             if of:
                 levels = range(len(of[0]["seen"]))
-                unseen = [correlation([row["sums"][k] for row in of]) for k in levels]
+                unseen = [statistics.fmean(correlation([row["sums"][k]]) for row in of) for k in levels]
+                together = [correlation([row["sums"][k] for row in of]) for k in levels]
                 seen = [statistics.fmean(row["seen"][k] or 0.0 for row in of) for k in levels]
                 seconds = statistics.median(row["seconds"] for row in of)
-                one = {"feature": feature, "criterion": name, "folds": len(of)}
-                found.append(one | {"unseen": unseen, "seen": seen, "seconds": seconds})
+                one = {"feature": feature, "criterion": name, "folds": len(of), "seconds": seconds}
+                if all("sums_with_means" in row for row in of):
+                    means = [[correlation([row["sums_with_means"][k]]) for row in of] for k in levels]
+                    one["with_means"] = [statistics.fmean(each) for each in means]
+                found.append(one | {"unseen": unseen, "together": together, "seen": seen})
     return found
 
 
@@ -108,14 +120,15 @@ def save(out: Path, document: dict[str, Any]) -> None:
 @click.option("--number", default=4, show_default=True, help="Features of each layer.")
 @click.option("--folds", default=4, show_default=True, help="The twelve photographs are dealt into as many.")
 @click.option("--criteria", default=",".join(CRITERIA), show_default=True, help="In this order.")
+@click.option("--steps", default=STEPS["learned"], show_default=True, help="Of learned.")
 @click.option("--fewer", default="", help="Also train on so many photographs, e.g. 3,6: learned, the first fold.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON, to go on with.")
-def main(seed: int, number: int, folds: int, criteria: str, fewer: str, out: Path) -> None:
+def main(seed: int, number: int, folds: int, criteria: str, steps: int, fewer: str, out: Path) -> None:
     """Judge circuits of drawn features on photographs that share nothing with those of training."""
     model = jc.load("alexnet", weights="lpips")
     images = np.concatenate([np.asarray(block[:real]) for block, real in batches(jc.read_images("photos", model), 16)])
     photograph = np.arange(len(images)) // CROPS
-    asked = {"kind": "learned", "seed": seed, "folds": folds, "keeps": list(KEEPS), "steps": STEPS["learned"]}
+    asked = {"kind": "learned", "seed": seed, "folds": folds, "keeps": list(KEEPS), "steps": steps}
     document: dict[str, Any] = {**asked, **machine(), "rows": []}
     if out.is_file():
         before = json.loads(out.read_text())
@@ -134,7 +147,7 @@ def main(seed: int, number: int, folds: int, criteria: str, fewer: str, out: Pat
         others = [p for p in dict.fromkeys(photograph.tolist()) if p % folds != fold]
         others = np.random.default_rng(seed).permutation(others)[: photographs or len(others)]
         train, test = images[np.isin(photograph, others)], images[photograph % folds == fold]
-        for row in measured(model, train, test, layer, drawn(model, seed, number)[layer], criterion, seed):
+        for row in measured(model, train, test, layer, drawn(model, seed, number)[layer], criterion, seed, steps):
             document["rows"].append({"criterion": criterion, "fold": fold, "photographs": photographs} | row)
             r = " ".join(f"{correlation([part]):.3f}" for part in row["sums"])
             many = photographs or len(others)

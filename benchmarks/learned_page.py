@@ -25,6 +25,12 @@ BLOCK = re.compile(r"<!-- learned: (?P<file>\S+) -->\n.*?<!-- /learned -->", re.
 # What was aimed at: mean r on unseen photographs by keep, and by how much a feature may fall behind the best other.
 GOALS, BEHIND = {0.05: 0.80, 0.01: 0.65}, 0.02
 
+MORE = {
+    "together": "learned, all folds together",
+    "with_means": "learned, mean ablation",
+    "seen": "learned, on its training crops",
+}
+
 Document = dict[str, Any]
 
 
@@ -37,7 +43,9 @@ def means(document: Document, summary: list[Document]) -> list[str]:
     rows = []
     for name in dict.fromkeys(row["criterion"] for row in summary):
         of = [row for row in summary if row["criterion"] == name]
-        for which, label in (("unseen", name), *([("seen", "learned, on its training crops")] * (name == "learned"))):
+        for which, label in (("unseen", name), *(MORE.items() if name == "learned" else ())):
+            if which not in of[0]:
+                continue
             cells = [f"{statistics.fmean(row[which][k] for row in of):.3f}" for k in range(len(document["keeps"]))]
             rows.append([label, *cells, f"{statistics.median(row['seconds'] for row in of):.1f}" * (which == "unseen")])
     header = ["mean r", *(f"keep {keep:g}" for keep in document["keeps"]), "CPU seconds a feature"]
