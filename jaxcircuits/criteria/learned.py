@@ -39,7 +39,7 @@ from jax import Array
 from jaxcircuits.layers import Masks
 
 # Steps while the circuit shrinks to 1/e of its size, and as many once it has its size.
-STEPS = 20
+STEPS = 100
 # The way to a small circuit begins here, as a fraction of the relevant kernels: to here SNIP's order will do.
 START = 0.4
 # How far a logit moves in a step, at most; in standard deviations of the first ones.
