@@ -136,9 +136,9 @@ def _with_new_names(name: str, state: StateDict) -> StateDict:
 def _without_end(name: str, state: StateDict) -> set[str]:
     """The last layers of an architecture, as far as a source has no weights for them, such as the classifier; no layer
     where it has none at all."""
-    every = list(describe_architecture(name)[0].layers)
-    number = next((n for n, layer in enumerate(reversed(every)) if f"{layer}.weight" in state), 0)
-    return set(every[len(every) - number :])
+    every = _layers(name)
+    number = next((n for n, layer in enumerate(reversed(every)) if f"{layer.name}.weight" in state), 0)
+    return {layer.name for layer in every[len(every) - number :]}
 
 
 def _may_lack(name: str, weights: str, key: str) -> bool:
@@ -157,7 +157,7 @@ def describe_architecture(name: str) -> tuple[Network, Any]:
 
 def _fitting(name: str, state: StateDict) -> tuple[nn.Module, Any]:
     """The architecture with as many classes as the weights have, and the shapes of its variables."""
-    head, options = _head(name), {}
+    head, options = _layers(name)[-1], {}
     weight = state.get(f"{head.name}.weight")
     if weight is not None and weight.ndim > 1 and len(weight) != head.outputs:
         options["num_classes"] = len(weight)
@@ -193,8 +193,9 @@ def _random(name: str, seed: int) -> Variables:
 
 
 @functools.cache
-def _head(name: str) -> Layer:
-    return list(describe_architecture(name)[0].layers.values())[-1]
+def _layers(name: str) -> list[Layer]:
+    """An architecture's, in call order."""
+    return list(describe_architecture(name)[0].layers.values())
 
 
 def checkpoint_manifest(model: Model) -> dict[str, Any]:

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import pandas
 
 KEEP = click.option("--keep", type=float, help="The level; need not be given where the atlas has one.")
-KERNELS = click.option("--kernels", type=common.WHOLE, help="The level of an atlas that was asked for numbers.")
+KERNELS = click.option(
+    "--kernels", type=click.IntRange(min=1), help="The level of an atlas that was asked for numbers."
+)
 LEVEL = (KEEP, KERNELS)
-MOST = click.option("--most", type=common.WHOLE, default=20, show_default=True, help="How many lines.")
+MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many lines.")
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 
 
@@ -75,7 +77,7 @@ def circuit(atlas: Atlas, feature: str, keep, kernels, out: Path, force, as_json
 
 @query.command("table", short_help="All circuits, a line each.")
 @options(JSON, QUIET)
-@click.option("--most", type=common.WHOLE, help="How many lines; all if not given.")
+@click.option("--most", type=click.IntRange(min=1), help="How many lines; all if not given.")
 @click.pass_obj
 def table(atlas: Atlas, most, as_json, quiet) -> None:
     """All circuits: feature, level, relevant, kept and effective kernels, r."""
