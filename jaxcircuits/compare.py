@@ -54,8 +54,8 @@ def compare(
     """Score the features by each criterion on one set of images, and judge the circuits on another.
 
     Intervals are percentiles of the bootstrap over test images; every criterion is judged on the same resamples. A
-    circuit that is constant has no r (nan); in averages over features it counts as 0. A feature that is constant in the
-    full network has none either, and is left out of averages.
+    circuit that is constant has no r (nan; `Comparison.constant` counts them); in averages over features it counts as
+    0. A feature that is constant in the full network has none either, and is left out of averages.
 
     Args:
         model, images, absolute, layers, granularity, steps, seed, precision, chunk, batch: as for `score`.
@@ -113,13 +113,7 @@ def compare(
     found = {name: total.result() for name, total in totals.items()}
     means = np.mean([total.means() for total in totals.values()], 0)
     overall = average(means, level) if len(found) > 1 else None
-    comparison = Comparison(tuple(options), keeps, found, overall, manifest)
-    if comparison.constant:
-        warnings.warn(
-            f"{comparison.constant} circuits are constant, so that r is not defined: it is nan, and 0 in averages",
-            stacklevel=2,
-        )
-    return comparison
+    return Comparison(tuple(options), keeps, found, overall, manifest)
 
 
 def question(

@@ -188,7 +188,7 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
         tables = {"averages": self.average_rows(), "wins": self.wins(), "costs": self.cost_rows(), "rows": self.rows()}
-        return {"manifest": dict(self.manifest), **tables}
+        return {"manifest": dict(self.manifest), "constant": self.constant, **tables}
 
     def save(self, stem: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
         """Write STEM.csv, STEM.md, STEM.png and STEM.json, all of them or none.
