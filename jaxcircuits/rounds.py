@@ -16,7 +16,8 @@ from jaxcircuits.features import Features, strongest
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Arrays, Masks, Variables
 from jaxcircuits.masks import top
-from jaxcircuits.passes import Plan, Sums, Weights, program
+from jaxcircuits.passes import program
+from jaxcircuits.plans import Plan, Sums, Weights
 from jaxcircuits.streams import side_by_side
 from jaxcircuits.taps import Network
 from jaxcircuits.variables import kernels, masked_kernels, with_kernels

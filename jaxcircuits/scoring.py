@@ -21,8 +21,9 @@ from jaxcircuits.layers import before
 from jaxcircuits.masks import keep_counts, without_kernels
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
-from jaxcircuits.passes import Plan, arranged, fitting, scores_of_chunk, sparse_layers
+from jaxcircuits.passes import fitting, scores_of_chunk
 from jaxcircuits.paths import relevant
+from jaxcircuits.plans import Plan, arranged, sparse_layers
 from jaxcircuits.rounds import SHORT, looked_at, rounds
 from jaxcircuits.scores import Record, Scores
 from jaxcircuits.training import learn

@@ -22,7 +22,7 @@ from jaxcircuits.features import Place, place_weights
 from jaxcircuits.gradients import activations
 from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masks import count, top
-from jaxcircuits.passes import Plan
+from jaxcircuits.plans import Plan
 from jaxcircuits.taps import Network
 from jaxcircuits.variables import with_masks
 

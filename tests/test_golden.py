@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import passes
+from jaxcircuits import plans
 from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.gradients import activations
 
@@ -48,7 +48,7 @@ def test_activations(alexnet, images, layer):
 @pytest.mark.slow
 def test_scores_on_the_support(alexnet, images, monkeypatch):
     """Eight features together, the golden one among them, are computed where gradients are not zero."""
-    monkeypatch.setattr(passes, "FEW", 7)
+    monkeypatch.setattr(plans, "FEW", 7)
     scores = jc.score(alexnet, images, jc.Features("features.6", [56, *range(20, 27)]))
     assert scores.record.sparse
     check(scores, golden("features.6"), "snip_image", 10)

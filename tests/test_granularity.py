@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import jaxcircuits as jc
-from jaxcircuits import passes, sparse
+from jaxcircuits import plans, sparse
 from jaxcircuits.cli import main
 from jaxcircuits.scores import Record, Scores
 from tests import twins
@@ -70,12 +70,12 @@ def test_actgrad_of_filters_sees_the_whole_output(small, absolute):
 @pytest.mark.parametrize("absolute, granularity", [("per_image", "weight"), ("whole_set", "weight")])
 def test_on_the_support(small, monkeypatch, absolute, granularity):
     monkeypatch.setattr(sparse, "RATIO", 8.0)
-    monkeypatch.setattr(passes, "FEW", 8)
+    monkeypatch.setattr(plans, "FEW", 8)
     features = jc.Features("layer1.conv1", directions=np.random.default_rng(3).standard_normal((9, 8)))
     options = {"absolute": absolute, "granularity": granularity, "layers": ["features.0"], "batch": 2}
     found = []
     for share in (2, 0):
-        monkeypatch.setattr(passes, "SPARSE", share)
+        monkeypatch.setattr(plans, "SPARSE", share)
         found.append(jc.score(small.model, small.images, features, **options))
     assert [scores.record.sparse for scores in found] == [True, False]
     close(found[0].values["features.0"], np.asarray(found[1].values["features.0"]))

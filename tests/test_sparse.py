@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from jax import lax
 
 import jaxcircuits as jc
-from jaxcircuits import chunks, passes, scoring, sparse
+from jaxcircuits import chunks, passes, plans, scoring, sparse
 from jaxcircuits.chunks import evenly
 from jaxcircuits.layers import Layer
 from tests.test_criteria import assert_close
@@ -105,11 +105,11 @@ def few_lengths(monkeypatch):
 
 def both_ways(monkeypatch, model, images, features, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "SPARSE", 2)
-        patch.setattr(passes, "FEW", 0)
+        patch.setattr(plans, "SPARSE", 2)
+        patch.setattr(plans, "FEW", 0)
         fast = jc.score(model, images, features, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "SPARSE", 0)
+        patch.setattr(plans, "SPARSE", 0)
         plain = jc.score(model, images, features, **options)
     assert (fast.record.sparse, plain.record.sparse) == (True, False)
     return fast, plain
@@ -158,10 +158,10 @@ def test_the_rule(small):
     """On the support where gradients are mostly zero, for many features; recorded."""
     few, many = (
         jc.score(small.model, small.images[:1], jc.Features("layer1.conv1", np.arange(n) % 8))
-        for n in (passes.FEW, passes.FEW + 1)
+        for n in (plans.FEW, plans.FEW + 1)
     )
     model = jc.Model(Smooth(), random_variables(Smooth(), (1, 13, 11, 3)), input_size=13)
-    smooth = jc.score(model, small.images[:1], jc.Features("last", np.arange(passes.FEW + 1) % 9))
+    smooth = jc.score(model, small.images[:1], jc.Features("last", np.arange(plans.FEW + 1) % 9))
     assert (few.record.sparse, many.record.sparse, smooth.record.sparse) == (False, True, False)
 
 
@@ -180,11 +180,11 @@ def test_all_layers_or_none(small, monkeypatch):
     model = jc.Model(Wrapped(), random_variables(Wrapped(), (1, 13, 11, 3)), input_size=13)
     features, images = jc.Features("third", range(9)), small.images[:2]
     network = model.network(images.shape[1:])
-    found = passes.supports(network, model.variables, "third", jnp.asarray(images[:1]))
+    found = plans.supports(network, model.variables, "third", jnp.asarray(images[:1]))
     left = (3 * 5 * float(found["first"].mean()) + 5 * 6 * float(found["second"].mean())) / (3 * 5 + 5 * 6)
-    monkeypatch.setattr(passes, "FEW", 8)
+    monkeypatch.setattr(plans, "FEW", 8)
     for share, sparse_ones in ((left - 0.01, ()), (left + 0.01, ("first", "second"))):
-        monkeypatch.setattr(passes, "SPARSE", share)
+        monkeypatch.setattr(plans, "SPARSE", share)
         assert planned(monkeypatch, model, images, features)[0].sparse == sparse_ones
 
 
@@ -193,17 +193,17 @@ def test_large_layers(small, monkeypatch):
     """Many features on their support, and else in calls that a few at a time go into, unless they share what is made
     for all."""
     model, images = small.model, small.images[:1]
-    few, many = (jc.Features("layer1.conv1", np.arange(n) % 8) for n in (passes.MANY - 1, passes.MANY))
+    few, many = (jc.Features("layer1.conv1", np.arange(n) % 8) for n in (plans.MANY - 1, plans.MANY))
     sizes = lambda *asked, **more: planned(monkeypatch, model, images, *asked, **more)[1].features  # noqa: E731
     monkeypatch.setattr(chunks, "cores", lambda: 1)
-    assert sizes(few) == passes.MANY - 1
-    monkeypatch.setattr(passes, "LARGE", 0)
-    assert planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == passes.MANY
-    assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == 2 * passes.FEW
+    assert sizes(few) == plans.MANY - 1
+    monkeypatch.setattr(plans, "LARGE", 0)
+    assert planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == plans.MANY
+    assert not planned(monkeypatch, model, images, few)[0].sparse and sizes(few) == 2 * plans.FEW
     monkeypatch.setattr(chunks, "cores", lambda: 2)  # which divide the features of one image
-    assert not planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == 2 * passes.FEW
+    assert not planned(monkeypatch, model, images, many)[0].sparse and sizes(many) == 2 * plans.FEW
     monkeypatch.setattr(chunks, "cores", lambda: 1)
-    assert sizes(few, criterion="actgrad") == sizes(few, chunk=passes.MANY - 1) == passes.MANY - 1
+    assert sizes(few, criterion="actgrad") == sizes(few, chunk=plans.MANY - 1) == plans.MANY - 1
 
 
 @pytest.mark.parametrize("how", [("snip", "per_image"), ("snip", "whole_set"), ("actgrad", "per_image")])
@@ -214,7 +214,7 @@ def test_few_features_at_a_time(small, monkeypatch, how, features, chunk, each):
     options = {"criterion": how[0], "absolute": how[1], "chunk": chunk, "batch": 2}
     expected = jc.score(*asked, **options)
     for name, value in {"LARGE": 0, "FEW": 3, "MANY": 3, "SPARSE": 0}.items():
-        monkeypatch.setattr(passes, name, value)
+        monkeypatch.setattr(plans, name, value)
     together, pulled = set(), passes.pullback
 
     def spied(*rest, **more):

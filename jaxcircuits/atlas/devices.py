@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcircuits import passes
+from jaxcircuits import passes, plans
 from jaxcircuits.atlas.building import Done, Engine, one_device, written
 from jaxcircuits.atlas.processes import check_devices
 from jaxcircuits.atlas.store import ChunkId
@@ -132,12 +132,12 @@ def _scores(
     features += features[-1:] * (mesh.devices.size - len(some))
     first, number, target = features[0], count(images), group.features.layer
     rule = criterion(asked["criterion"], asked["absolute"], asked["granularity"])
-    plan = passes.Plan(
+    plan = plans.Plan(
         network, target, group.layers, rule, first.objective, first.place, PRECISIONS[asked["precision"]],
         asked["granularity"],
     )  # fmt: skip
-    plan = plan._replace(sparse=passes.sparse_layers(plan, model.variables, group.chunk, images))
-    weights = passes.arranged(plan, model.variables, Sizes(group.chunk, group.batch, 1))
+    plan = plan._replace(sparse=plans.sparse_layers(plan, model.variables, group.chunk, images))
+    weights = plans.arranged(plan, model.variables, Sizes(group.chunk, group.batch, 1))
     variables, weights = (_everywhere(mesh, tree) for tree in (model.variables, weights))
     directions = _one_each(mesh, [f.matrix(network.layers[target].outputs) for f in features])
     places = first.places(number, group.batch)
@@ -166,19 +166,19 @@ def _scores(
 FEATURES, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 
 
-def _of_sums(plan: passes.Plan) -> dict[str, PartitionSpec]:
+def _of_sums(plan: plans.Plan) -> dict[str, PartitionSpec]:
     """How sums are sharded: along the features."""
     return {name: PartitionSpec(*[None] * plan.axis(name), AXIS) for name in plan.layers}
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh", "features"))
-def _nothing(plan: passes.Plan, mesh: Mesh, features: int) -> passes.Sums:
+def _nothing(plan: plans.Plan, mesh: Mesh, features: int) -> plans.Sums:
     each = jax.shard_map(lambda: plan.nothing(features), mesh=mesh, in_specs=(), out_specs=_of_sums(plan))
     return each()
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"), donate_argnames="sums")
-def _add_block(plan, mesh, sums, variables, weights, directions, places, block, real) -> passes.Sums:
+def _add_block(plan, mesh, sums, variables, weights, directions, places, block, real) -> plans.Sums:
     """`passes.add_block` of one chunk on each device: a device sees what it would see if it were the only one."""
     each = jax.shard_map(
         functools.partial(passes.add_block, plan),

@@ -20,9 +20,10 @@ from jaxcircuits.granularity import shape_at
 from jaxcircuits.layers import Masks
 from jaxcircuits.model import Model
 from jaxcircuits.options import PRECISIONS, Options
-from jaxcircuits.passes import Plan, arranged, program
+from jaxcircuits.passes import program
 from jaxcircuits.paths import relevant
 from jaxcircuits.peaks import peaks
+from jaxcircuits.plans import Plan, arranged
 from jaxcircuits.scores import Record, Scores
 
 
