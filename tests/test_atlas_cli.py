@@ -142,7 +142,6 @@ def test_answers_of_a_part_say_so(workplace):
 
 
 def test_no_cluster_leaves_nothing(workplace):
-    pytest.importorskip("distributed")
     before = sorted(workplace.rglob("*"))
     result = run("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", "new", "--dask", "x:y", code=2)
     assert "no Dask scheduler at 'x:y'" in result.stderr and sorted(workplace.rglob("*")) == before

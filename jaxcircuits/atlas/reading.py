@@ -69,7 +69,7 @@ class Atlas:
     @property
     def complete(self) -> bool:
         """Whether every chunk is there; `verify` looks into them as well."""
-        return all(store.record_path(self.plan.path(self.directory, which)).exists() for which in self.plan)
+        return all(len(self.there(g)) == group.chunks for g, group in enumerate(self.plan.groups))
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
