@@ -169,9 +169,9 @@ def _train(
     def reached(f: int, t: int) -> None:
         settling.update({(f, k): states[f] for k in range(len(kept)) if len(ways[f][k]) == t})
 
-    def step(state: learned.State, f: int, count: int, speed: float) -> learned.State:
+    def step(state: learned.State, f: int, count: int, rate: float) -> learned.State:
         progress(VIEWS)
-        return _step(task, state, given(f, count, seen), jnp.float32(speed))
+        return _step(task, state, given(f, count, seen), jnp.float32(rate))
 
     best = {(f, k): (judged(states[f], f, amounts[f][k]), states[f]) for f in range(number) for k in range(len(kept))}
     for f in range(number):
@@ -180,12 +180,12 @@ def _train(
         seen = _looked_at(task, variables, views, directions, t)
         for f, way in enumerate(longest):
             if t < len(way):
-                states[f] = step(states[f], f, int(way[t]), learned.SPEED)
+                states[f] = step(states[f], f, int(way[t]), 1.0)
                 reached(f, t + 1)
     for t in range(steps):
         seen = _looked_at(task, variables, views, directions, SETTLING + t)
         for (f, k), state in settling.items():
-            settling[f, k] = step(state, f, amounts[f][k], learned.SPEED * (1 - t / steps))
+            settling[f, k] = step(state, f, amounts[f][k], 1 - t / steps)
             if (steps - 1 - t) % OFTEN == 0:
                 now = judged(settling[f, k], f, amounts[f][k]), settling[f, k]
                 best[f, k] = min(best[f, k], now, key=operator.itemgetter(0))
@@ -214,23 +214,24 @@ def _full(task: Task, variables: Variables, directions: Array, images: Array, ga
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _step(task: Task, state: learned.State, given: Given, speed: Array) -> learned.State:
-    """One step of one feature, against the gradient of the mask of its top `kept` kernels."""
-    gradient = jax.grad(_loss)(_masks(task, state, given), task, *_own(given))
-    return learned.step(state, gradient, given.relevant, speed)
+def _step(task: Task, state: learned.State, given: Given, rate: Array) -> learned.State:
+    """One step of one feature, against the gradient of a soft mask about as large as its top `kept` kernels."""
+    mask, slope = learned.soft(state.logits, _kept(task, state, given), given.relevant, rate)
+    gradient = jax.grad(_loss)(mask, task, *_own(given))
+    return learned.step(state, {name: g * slope[name] for name, g in gradient.items()}, given.relevant, rate)
 
 
 @functools.partial(jax.jit, static_argnames="task")
 def _judged(task: Task, state: learned.State, given: Given) -> Array:
     """The loss of one feature's circuit of its top `kept` kernels."""
-    return _loss(_masks(task, state, given), task, *_own(given))
+    masks = {name: mask.astype(jnp.float32) for name, mask in _kept(task, state, given).items()}
+    return _loss(masks, task, *_own(given))
 
 
-def _masks(task: Task, state: learned.State, given: Given) -> Masks:
-    """The top `kept` kernels, as numbers: {layer: (I, O)}."""
+def _kept(task: Task, state: learned.State, given: Given) -> Masks:
+    """The top `kept` kernels {layer: (I, O)}."""
     arrays = ({name: a[name][None] for name in task.layers} for a in (state.logits, given.relevant))
-    masks = top(task.layers, *arrays, given.kept[None])
-    return {name: mask[0].astype(jnp.float32) for name, mask in masks.items()}
+    return {name: mask[0] for name, mask in top(task.layers, *arrays, given.kept[None]).items()}
 
 
 def _own(given: Given) -> tuple[Variables, Array, Seen]:

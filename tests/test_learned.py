@@ -1,4 +1,4 @@
-"""Learned masks: views, the straight-through gradient against PyTorch's, and circuits that beat their prior."""
+"""Learned masks: views, the gradient against PyTorch's, and circuits that beat their prior."""
 
 import warnings
 
@@ -105,6 +105,38 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small, uneven):
     assert any(np.asarray(g)[~np.asarray(kept[name][0])].any() for name, g in found.items())
 
 
+@pytest.mark.parametrize("rate", [1, 0.3])
+def test_soft_masks_are_those_of_the_equation(rate):
+    """By NumPy: as soft as it may be, and hardly softer; a kernel that is not relevant is neither in it nor trained."""
+    rng = np.random.default_rng(0)
+    logits = {
+        name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in (("a", (30, 4)), ("b", (4, 2)))
+    }
+    relevant = {name: jnp.asarray(rng.random(s.shape) < 0.8) for name, s in logits.items()}
+    flat = lambda arrays: np.concatenate([np.asarray(a, float).ravel() for a in arrays.values()])  # noqa: E731
+    s, there = flat(logits), flat(relevant) > 0
+    ranked = np.sort(s[there])[::-1]
+    kept = {name: relevant[name] & (x >= ranked[19]) for name, x in logits.items()}
+    masks, slopes = learned.soft(logits, kept, relevant, rate)
+    middle = (ranked[19] + ranked[20]) / 2
+    m, slope = flat(masks), flat(slopes)
+    inside = there & (np.abs(m - 0.5) < 0.49) & (np.abs(m - 0.5) > 1e-3)
+    temperatures = (s - middle)[inside] / np.log(m[inside] / (1 - m[inside]))
+    temperature = temperatures.mean()
+    np.testing.assert_allclose(temperatures, temperature, rtol=1e-3)
+    leak = lambda t: (1 / (1 + np.exp(-(ranked[20:] - middle) / t))).sum()  # noqa: E731
+    assert leak(temperature) <= learned.LEAK * rate * 20 * 1.001 and leak(1.02 * temperature) > learned.LEAK * rate * 20
+    q = 1 / (1 + np.exp(-(s - middle) / 0.5))
+    np.testing.assert_allclose(slope, q * (1 - q) * there, rtol=1e-4)
+    assert not m[~there].any() and np.array_equal(m > 0.5, flat(kept) > 0)
+
+
+def test_a_circuit_of_all_kernels_is_not_soft():
+    logits, all_of_them = {"a": jnp.zeros((2, 2))}, {"a": jnp.ones((2, 2), bool)}
+    mask, slope = learned.soft(logits, all_of_them, all_of_them)
+    assert (mask["a"] == 1).all() and not slope["a"].any()
+
+
 def test_steps_are_those_of_the_equation():
     """Two steps of logits, by NumPy; kernels that are not relevant stay where they are."""
     rng = np.random.default_rng(0)
@@ -114,7 +146,7 @@ def test_steps_are_those_of_the_equation():
     s, a, b = ({n: f(np.asarray(v, float)) for n, v in state.logits.items()} for f in (np.copy, *[np.zeros_like] * 2))
     for t in (1, 2):
         gradient = {name: rng.standard_normal(mask.shape).astype(np.float32) for name, mask in relevant.items()}
-        state = learned.step(state, gradient, relevant, 0.3)
+        state = learned.step(state, gradient, relevant, 1.5)
         rms = np.sqrt(np.mean(np.concatenate([gradient[name][relevant[name]] ** 2 for name in relevant])))
         for name, mask in relevant.items():
             g = gradient[name] * mask / rms

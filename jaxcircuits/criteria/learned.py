@@ -1,12 +1,17 @@
 r"""Learned masks: which kernels to keep is found by training, for the highest correlation with the full feature.
 
 Every relevant kernel has a logit s, at first the logarithm of its SNIP score, less the mean and divided by the
-standard deviation over all of them. The circuit is the top k; its mask m is used as it is forwards, and as if it were s
-backwards (a straight-through estimator), so that the kernels left out are trained as well:
+standard deviation over all of them. The circuit is the top k. While it is trained its mask is soft:
 
+    m    = sigmoid((s - c) / T)                       c halfway between the k-th logit and the next one
     loss = 1 - (r + sum_n y_n r_n / sum_n y_n) / 2    over the views n of a step
-    g    = dloss/dm / rms(dloss/dm)                   the root mean square over all relevant kernels
-    s   <- s - speed a / (b^1/2 + 1)                  a, b: Adam's running means of g and g^2
+    g    = dloss/dm q (1 - q),  q = sigmoid((s - c) / .5)
+    s   <- s - speed a / (b^1/2 + 1)                  a, b: Adam's running means of g' = g / rms(g) and of g'^2
+
+T, at most .5, is as large as lets the kernels left out add up to k / 5 in m. Of a hard mask a gradient says nothing of
+kernels whose channel is not read, so that no path of two of them can come back; in a soft one each still passes
+something on. If they pass on much, though, r is high without the k kernels: it does not see that all is a little
+weaker. The factor q (1 - q), wider than m's own, leaves in peace those that are far from being kept or dropped.
 
 Here r is the correlation of circuit and full network over all views and positions, r_n that within view n, and y_n the
 standard deviation of the full feature there. Where each view has one position, loss = 1 - r. A view is a random part
@@ -18,13 +23,13 @@ and not of the answer. The 1 beside b^1/2 serves the same end: Adam alone moves 
 kernels that hardly matter and whose gradients are chance.
 
 On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
-`steps` with k itself follow, at a falling rate. Now and then the circuit is judged on views that are not trained on, as
-SNIP's own is, and the one of the lowest loss is the result, as exp(s / 4): of circuits of a few dozen kernels any step
-may cut the only path. What is learned for one amount does not depend on which others are asked for.
+`steps` with k itself follow, in which speed and leak fall to 0. Now and then the circuit, with a hard mask, is judged
+on views that are not trained on, as SNIP's own is, and the one of the lowest loss is the result, as exp(s / 4): of
+circuits of a few dozen kernels any step may cut the only path. What is learned for one amount does not depend on which
+others are asked for.
 
 References:
-    Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv 1308.3432);
-    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (arXiv 1911.13299);
+    Savarese, Silva, Maire, "Winning the lottery with continuous sparsification" (arXiv 1912.04427), for soft masks;
     Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", section 10 (JMLR 15, 2014).
 """
 
@@ -42,8 +47,10 @@ from jaxcircuits.layers import Masks
 STEPS = 100
 # The way to a small circuit begins here, as a fraction of the relevant kernels: to here SNIP's order will do.
 START = 0.4
-# How far a logit moves in a step, at most; in standard deviations of the first ones.
-SPEED = 0.2
+# How far a logit moves in a step, at most, and how far from c they move at all; in standard deviations of the first.
+SPEED, WIDTH = 0.2, 0.5
+# What all kernels that are left out may add up to in the soft mask, as a share of those that are kept.
+LEAK = 0.2
 # Standard deviation of the logarithm of what multiplies a channel in a step.
 GAIN = 0.3
 OPTIMIZER = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1.0)
@@ -86,15 +93,37 @@ def first(scores: Masks, relevant: Masks) -> State:
     return State(logits, OPTIMIZER.init(logits))
 
 
-def step(state: State, gradient: Masks, relevant: Masks, speed: Array | float = SPEED) -> State:
-    """The state after one step against dloss/dm."""
+def soft(logits: Masks, kept: Masks, relevant: Masks, rate: Array | float = 1.0) -> tuple[Masks, Masks]:
+    """m and dm/ds of the circuit that keeps these kernels: both {layer: (I, O)}."""
+    out = {name: relevant[name] & ~kept[name] for name in logits}
+    lowest = jnp.stack([jnp.where(kept[name], s, jnp.inf).min() for name, s in logits.items()]).min()
+    highest = jnp.stack([jnp.where(out[name], s, -jnp.inf).max() for name, s in logits.items()]).max()
+    middle = jnp.where(jnp.isfinite(highest), (lowest + highest) / 2, -jnp.inf)  # all of a circuit of all is kept
+
+    def at(temperature: Array | float) -> Masks:
+        masks = {name: jax.nn.sigmoid((s - middle) / temperature) for name, s in logits.items()}
+        return {name: jnp.where(relevant[name], mask, 0) for name, mask in masks.items()}
+
+    def halved(_: int, between: tuple[Array, Array]) -> tuple[Array, Array]:
+        half = sum(between) / 2
+        masks = at(jnp.exp(half))
+        much = sum(jnp.sum(masks[name] * out[name]) for name in out) > most
+        return jnp.where(much, between[0], half), jnp.where(much, half, between[1])
+
+    most = LEAK * rate * sum(jnp.sum(mask) for mask in kept.values())
+    low, _ = jax.lax.fori_loop(0, 10, halved, (jnp.log(1e-3), jnp.log(WIDTH)))
+    return at(jnp.exp(low)), {name: mask * (1 - mask) for name, mask in at(WIDTH).items()}
+
+
+def step(state: State, gradient: Masks, relevant: Masks, rate: Array | float = 1.0) -> State:
+    """The state after one step against dloss/ds, at this rate: 1, and falling to 0 in the end."""
     there = {name: g * relevant[name] for name, g in gradient.items()}
     square, number = (
         sum(jnp.sum(a) for a in arrays) for arrays in ((g * g for g in there.values()), relevant.values())
     )
     scale = jax.lax.rsqrt(square / number + 1e-30)
     update, memory = OPTIMIZER.update({name: scale * g for name, g in there.items()}, state.memory)
-    return State(jax.tree.map(lambda s, u: s - speed * u, state.logits, update), memory)
+    return State(jax.tree.map(lambda s, u: s - SPEED * rate * u, state.logits, update), memory)
 
 
 def scores(state: State, relevant: Masks) -> Masks:
