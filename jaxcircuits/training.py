@@ -59,7 +59,7 @@ class Seen(NamedTuple):
         images: (N, H, W, C).
         gains: {layer: (N, C)}, what multiplies the channels that enter a layer, in circuits too; none for views that
             judge.
-        full: the features in the full network (F, N, H, W).
+        full: the features in the full network (F, N, H, W), or one of them (N, H, W).
     """
 
     images: Array
@@ -68,22 +68,20 @@ class Seen(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a circuit is trained and judged on.
+    """What a circuit of one feature is trained and judged on.
 
     Attributes:
         variables: the full network's.
-        directions: of F features (F, O).
-        relevant: kernels of this one {layer: (I, O)}.
-        seen: views.
-        f: which of them it is.
+        direction: (1, O).
+        relevant: kernels {layer: (I, O)}.
+        seen: views, with this feature's maps (N, H, W).
         kept: how many kernels the circuit has.
     """
 
     variables: Variables
-    directions: Array
+    direction: Array
     relevant: Masks
     seen: Seen
-    f: Array
     kept: Array
 
 
@@ -161,7 +159,8 @@ def _train(
     settling = {}
 
     def given(f: int, count: int, seen: Seen) -> Given:
-        return Given(variables, directions, of[f], seen, jnp.int32(f), jnp.int32(count))
+        # no F in it: how many others are trained beside a feature must not change even its rounding
+        return Given(variables, directions[f][None], of[f], seen._replace(full=seen.full[f]), jnp.int32(count))
 
     def judged(state: learned.State, f: int, count: int) -> float:
         return sum(float(_judged(task, state, given(f, count, seen))) for seen in held_out)
@@ -210,14 +209,15 @@ def _gains(task: Task, rng: np.random.Generator) -> Masks:
 def _full(task: Task, variables: Variables, directions: Array, images: Array, gains: Masks) -> Array:
     """The features in the full network (F, N, H, W)."""
     x = task.network.run(variables, images, gains=gains)[task.target]
-    return activations(task.network.layers[task.target], variables, x, directions)
+    layer = task.network.layers[task.target]
+    return jax.lax.map(lambda direction: activations(layer, variables, x, direction[None])[0], directions)
 
 
 @functools.partial(jax.jit, static_argnames="task")
 def _step(task: Task, state: learned.State, given: Given, rate: Array) -> learned.State:
     """One step of one feature, against the gradient of a soft mask about as large as its top `kept` kernels."""
     mask, slope = learned.soft(state.logits, _kept(task, state, given), given.relevant, rate)
-    gradient = jax.grad(_loss)(mask, task, *_own(given))
+    gradient = jax.grad(_loss)(mask, task, given.variables, given.direction, given.seen)
     return learned.step(state, {name: g * slope[name] for name, g in gradient.items()}, given.relevant, rate)
 
 
@@ -225,19 +225,13 @@ def _step(task: Task, state: learned.State, given: Given, rate: Array) -> learne
 def _judged(task: Task, state: learned.State, given: Given) -> Array:
     """The loss of one feature's circuit of its top `kept` kernels."""
     masks = {name: mask.astype(jnp.float32) for name, mask in _kept(task, state, given).items()}
-    return _loss(masks, task, *_own(given))
+    return _loss(masks, task, given.variables, given.direction, given.seen)
 
 
 def _kept(task: Task, state: learned.State, given: Given) -> Masks:
     """The top `kept` kernels {layer: (I, O)}."""
     arrays = ({name: a[name][None] for name in task.layers} for a in (state.logits, given.relevant))
     return {name: mask[0] for name, mask in top(task.layers, *arrays, given.kept[None]).items()}
-
-
-def _own(given: Given) -> tuple[Variables, Array, Seen]:
-    """What `_loss` takes of the one feature."""
-    seen = given.seen._replace(full=given.seen.full[given.f])
-    return given.variables, given.directions[given.f][None], seen
 
 
 def _loss(masks: Masks, task: Task, variables: Variables, direction: Array, seen: Seen) -> Array:

@@ -90,6 +90,8 @@ def first(scores: Masks, relevant: Masks) -> State:
     mean = sum(jnp.sum(logs[name] * relevant[name]) for name in logs) / possible
     square = sum(jnp.sum((logs[name] - mean) ** 2 * relevant[name]) for name in logs) / possible
     logits = {name: jnp.where(relevant[name], (log - mean) / jnp.sqrt(square + 1e-12), 0) for name, log in logs.items()}
+    # in steps of 1/1024: training makes much of little, and what is beside a feature changes its scores' last digits
+    logits = {name: jnp.round(1024 * s) / 1024 for name, s in logits.items()}
     return State(logits, OPTIMIZER.init(logits))
 
 
