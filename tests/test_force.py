@@ -114,21 +114,28 @@ def test_bad_options(small, options, message):
         jc.score(small.model, small.images, jc.Features("features.3", [1]), **options)
 
 
-@pytest.mark.slow
-def test_the_originals_masks(alexnet):
+@pytest.mark.parametrize(
+    ("layer", "keep"),
+    [
+        pytest.param("features.6", 0.01, marks=pytest.mark.slow),
+        *(pytest.param(*cell, marks=pytest.mark.full) for cell in (("features.6", 0.1), ("features.10", 0.1))),
+        pytest.param("features.10", 0.01, marks=pytest.mark.full),
+    ],
+)
+def test_the_originals_masks(alexnet, layer, keep):
     """With its own counts, one fewer in each round, the original's last scores and its mask."""
-    arrays = golden("features.6")
-    relevant, kept = int(arrays["relevant"]), int(np.ceil(0.01 * arrays["relevant"]))
+    arrays = golden(layer)
+    relevant, kept = int(arrays["relevant"]), int(np.ceil(keep * arrays["relevant"]))
     t = np.arange(1, 11) / 10
     schedule = np.ceil(np.exp(t * np.log(kept) + (1 - t) * np.log(relevant))).astype(int) - 1
     images = jc.read_images(DATA / "images.npz", alexnet)
-    features = jc.Features("features.6", [FEATURES["features.6"]])
+    features = jc.Features(layer, [FEATURES[layer]])
     options = {"criterion": "force", "absolute": "whole_set"}
     scores = jc.score(alexnet, images, features, **options, schedule=schedule.tolist())
-    expected = {name: arrays[f"force_mask_0.01/{name}"].T[None] for name in scores.layers}
+    expected = {name: arrays[f"force_mask_{keep}/{name}"].T[None] for name in scores.layers}
     assert float(jc.iou(jc.top_kernels(scores), expected)[0][0]) >= 0.97
     for name in scores.layers:
-        found, wanted = scores.values[name][0], arrays[f"force_0.01/{name}"].T
+        found, wanted = scores.values[name][0], arrays[f"force_{keep}/{name}"].T
         np.testing.assert_allclose(found * 100, wanted, atol=1e-4 * wanted.max(), err_msg=name)
 
 
