@@ -60,7 +60,8 @@ class Network:
             together: {convolution: how its input gradient is made for many features together}.
             terms: {convolution: by which it is computed for a circuit, or `Whole`}; its own kernel is not masked.
             inputs: {layer: (N, H, W, C)}, what enters these layers instead of what would.
-            gains: {layer: (N, C)}, what the channels are multiplied with that enter these layers.
+            gains: {layer: (N, h, w, C)}, what the channels are multiplied with that enter these layers, each number in
+                its part of the map.
             pinned: make every normalisation the identity and pin every layer's output to 1 where positive, 0 elsewhere.
                 The gradient passes a pin untouched: with the variables of `ones`, and nothing between layers that makes
                 positive numbers zero, it is non-zero exactly where a path leads.
@@ -119,11 +120,17 @@ def _tap(call, args, kwargs, context):
         args, kwargs = (context.module.get_variable(GIVEN, "input"),), {}
     if context.module.has_variable(GAINS, "gain"):
         x, gain = _input(args, kwargs), context.module.get_variable(GAINS, "gain")
-        args, kwargs = (x * gain.reshape(len(gain), *[1] * (x.ndim - 2), -1),), {}
+        args, kwargs = (x * _spread(gain, x.shape),), {}
     y = call(*args, **kwargs)
     context.module.sow(TAPS, "input", _input(args, kwargs), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     probed = context.module.has_variable(PROBES, "probe")
     return context.module.perturb("probe", y, collection=PROBES) if probed else y
+
+
+def _spread(gain: Array, shape: tuple[int, ...]) -> Array:
+    for axis, size in enumerate(shape[1:-1], 1):
+        gain = jnp.take(gain, jnp.arange(size) * gain.shape[axis] // size, axis)
+    return gain
 
 
 def _by_parts(layers: Mapping[str, Layer], call, args, kwargs, context):

@@ -28,6 +28,8 @@ from jaxcircuits.variables import with_masks
 
 # Views of one step, and their side as a share of the image's: many small ones teach more than a few large ones.
 VIEWS, SIDE = 16, 0.585
+# Parts along each side of a layer's input, in each of which its channels are made stronger or weaker anew.
+PARTS = 3
 # Images that views are made of, read in blocks; and features that are trained side by side.
 POOL, BLOCK, TOGETHER = 512, 16, 8
 # Settling begins at this step's views: the same ones, however long the way was.
@@ -57,8 +59,8 @@ class Seen(NamedTuple):
 
     Attributes:
         images: (N, H, W, C).
-        gains: {layer: (N, C)}, what multiplies the channels that enter a layer, in circuits too; none for views that
-            judge.
+        gains: {layer: (N, h, w, C)}, what multiplies the channels that enter a layer, in circuits too; none for views
+            that judge.
         full: the features in the full network (F, N, H, W), or one of them (N, H, W).
     """
 
@@ -200,9 +202,10 @@ def _looked_at(task: Task, variables: Variables, views: Views, directions: Array
 
 def _gains(task: Task, rng: np.random.Generator) -> Masks:
     """Of the channels that enter each layer, but for the images' own."""
-    sizes = {name: task.network.layers[name].input_maps[-1] for name in task.layers}
-    sizes.pop(next(iter(task.network.layers)), None)
-    return {n: jnp.exp(learned.GAIN * rng.standard_normal((VIEWS, size), np.float32)) for n, size in sizes.items()}
+    shapes = {name: task.network.layers[name].input_shape for name in task.layers}
+    shapes.pop(next(iter(task.network.layers)), None)
+    parts = {name: (*(min(PARTS, size) for size in shape[:-1]), shape[-1]) for name, shape in shapes.items()}
+    return {n: jnp.exp(learned.GAIN * rng.standard_normal((VIEWS, *part), np.float32)) for n, part in parts.items()}
 
 
 @functools.partial(jax.jit, static_argnames="task")

@@ -76,7 +76,8 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small, uneven):
     kept = jc.top_kernels(scores, kernels=60)
     task = training.Task(network, "features.3", scores.layers, None)
     variables, direction = small.model.variables, jnp.asarray(features.matrix(6))
-    gain = np.exp(np.random.default_rng(0).standard_normal((4, network.layers["features.3"].inputs), np.float32))
+    height, width, inputs = network.layers["features.3"].input_maps
+    gain = np.exp(np.random.default_rng(0).standard_normal((4, 2, 3, inputs), np.float32))
     gains = {"features.3": gain} if uneven else {}
     seen = training.Seen(images, gains, training._full(task, variables, direction, jnp.asarray(images), gains)[0])
     masks = {name: mask[0].astype(np.float32) for name, mask in kept.items()}
@@ -89,7 +90,10 @@ def test_the_gradient_of_a_mask_is_that_of_a_twin(small, uneven):
     target = small.torch.get_submodule("features.3")
     handles = [target.register_forward_hook(lambda *args: outputs.append(args[2][:, 4]))]
     if uneven:
-        stronger = torch.from_numpy(gain)[:, :, None, None]
+        stronger = torch.empty(4, inputs, height, width)
+        for h in range(height):
+            for w in range(width):
+                stronger[:, :, h, w] = torch.from_numpy(gain[:, int(h * 2 / height), int(w * 3 / width)])
         handles.append(target.register_forward_pre_hook(lambda _, given: (given[0] * stronger,)))
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
     for given in (weights, {}):
@@ -157,7 +161,7 @@ def test_steps_are_those_of_the_equation():
     assert state.logits["b"][0, 1] == 0
 
 
-def test_gains_are_drawn_for_each_view_and_inner_channel(small):
+def test_gains_are_drawn_for_each_view_part_and_inner_channel(small):
     network = small.model.network((13, 11, 3))
     task = training.Task(network, "features.3", ("features.0", "features.3"), None)
     images, direction = small.images, jnp.eye(6)[:1]
@@ -165,8 +169,9 @@ def test_gains_are_drawn_for_each_view_and_inner_channel(small):
     given = task, small.model.variables, views, direction
     seen, other = (training._looked_at(*given, step) for step in (3, 4))
     gain = np.log(seen.gains["features.3"])
-    assert seen.gains.keys() == {"features.3"} and gain.shape == (16, network.layers["features.3"].inputs)
-    assert abs(gain.mean()) < 0.1 and gain.std() == pytest.approx(0.3, rel=0.2)
+    assert seen.gains.keys() == {"features.3"} and gain.shape == (16, 3, 3, network.layers["features.3"].inputs)
+    assert abs(gain.mean()) < 0.05 and gain.std() == pytest.approx(0.3, rel=0.1)
+    assert len(np.unique(gain)) > 0.99 * gain.size
     assert np.abs(gain - np.log(other.gains["features.3"])).min() > 0
     np.testing.assert_array_equal(gain, np.log(training._looked_at(*given, 3).gains["features.3"]))
     judging = training._looked_at(*given, training.HELD_OUT)

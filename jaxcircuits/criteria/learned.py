@@ -17,10 +17,10 @@ Here r is the correlation of circuit and full network over all views and positio
 standard deviation of the full feature there. Where each view has one position, loss = 1 - r. A view is a random part
 of one of the images, the first 512 of them, in random colours, often with pieces of another one laid over it: without
 that the images are learned, and not the feature. Further in, each channel c that enters a layer is made stronger or
-weaker by exp(.3 z_nc), z normal, in both networks alike, so that a circuit has to do what the network does also where
-channels go together otherwise than in these images: multiplicative noise as in Srivastava et al., but of the question
-and not of the answer. The 1 beside b^1/2 serves the same end: Adam alone moves all logits equally far, also of the many
-kernels that hardly matter and whose gradients are chance.
+weaker by exp(.3 z_ncp), z normal, another for each ninth p of its map, in both networks alike, so that a circuit has to
+do what the network does also where channels go together otherwise than in these images: multiplicative noise as in
+Srivastava et al., but of the question and not of the answer. The 1 beside b^1/2 serves the same end: Adam alone moves
+all logits equally far, also of the many kernels that hardly matter and whose gradients are chance.
 
 On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
 `steps` with k itself follow, in which speed and leak fall to 0. Now and then the circuit, with a hard mask, is judged
