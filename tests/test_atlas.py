@@ -201,13 +201,18 @@ def test_directories_that_hold_something_else(small, tmp_path):
     assert os.listdir(tmp_path / "folder") == ["thesis.tex"]
 
 
-def test_the_same_feature_twice_is_refused(small, tmp_path):
-    with pytest.raises(jc.InputError, match=r"features.0:2 is asked for twice"):
-        build(
-            small,
-            tmp_path / "atlas",
-            [jc.Features("features.0", [2, 1]), jc.Features("layer1.conv1"), jc.Features("features.0", [2])],
-        )
+@pytest.mark.parametrize(
+    ("again", "name"),
+    [
+        (jc.Features("features.0", [2]), "features.0:2"),
+        (jc.Features("features.0", [2], objective="sum"), "features.0:2"),
+        (jc.Features("features.0", directions=np.eye(8)[4]), "features.0:direction-0"),
+    ],
+)
+def test_two_features_of_one_name_are_refused(small, tmp_path, again, name):
+    first = [jc.Features("features.0", [2, 1]), jc.Features("features.0", directions=np.eye(8)[3])]
+    with pytest.raises(jc.InputError, match=f"the feature {name} is asked for twice"):
+        build(small, tmp_path / "atlas", [*first, jc.Features("layer1.conv1"), again])
     assert not (tmp_path / "atlas").exists()
 
 

@@ -41,10 +41,13 @@ def asked(
         size = options.sizes(network, job.layers, images)
         folder = _folder(job.features, {group.folder for group in groups})
         groups.append(Group(folder, job.features, shapes, min(size.features, len(job.features)), size.images))
-    labels = [(label, group.features.objective) for group in groups for label in group.features.identities]
+    # an atlas answers by name: two of one name, of which a table could not say which is which, are not for one atlas
+    labels = [label for group in groups for label in group.features.labels]
     if len(set(labels)) < len(labels):
-        twice = next(label for i, label in enumerate(labels) if label in labels[:i])[0]
-        raise InputError(f"the feature {twice.partition(' ')[0]} is asked for twice; expected each once")
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise InputError(
+            f"the feature {twice} is asked for twice; expected each name once (other objectives in another atlas)"
+        )
     shared = {k: v for k, v in jobs[0].asked.items() if k not in ("layers", "objective", "versions")}
     manifest = {"format": FORMAT, **shared, "steps": shared.get("steps"), "amounts": jobs[0].amounts, "scores": scores}
     return Plan(manifest | {"groups": list(map(described, groups))}, tuple(groups))

@@ -262,12 +262,10 @@ class Atlas:
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        """{feature: its group and its place in it}; of several with one name (objectives), the first."""
-        found: dict[str, tuple[int, int]] = {}
-        for g, group in enumerate(self.plan.groups):
-            for f, label in enumerate(group.features.labels):
-                found.setdefault(label, (g, f))
-        return found
+        """{feature: its group and its place in it}."""
+        return {
+            label: (g, f) for g, group in enumerate(self.plan.groups) for f, label in enumerate(group.features.labels)
+        }
 
     def of_layer(self, layer: str) -> list[tuple[int, Group]]:
         """The groups of a layer's features, with their numbers."""
