@@ -135,7 +135,7 @@ def learn(
 
 def length(keeps: Sequence[float], steps: int) -> int:
     """How many views `learn` takes of each feature for these fractions to keep."""
-    return VIEWS * (max(0, int(steps * np.log(learned.START / min(keeps)))) + steps * len(keeps))
+    return VIEWS * (max(0, int(learned.WAY * steps * np.log(learned.START / min(keeps)))) + steps * len(keeps))
 
 
 def _train(

@@ -44,7 +44,7 @@ def test_the_way_to_a_smaller_circuit_begins_with_that_to_a_larger(relevant, a, 
     ways = [learned.on_the_way(relevant, kept) for kept in (small, large)]
     assert (np.diff(ways[0]) <= 0).all() and (ways[0] >= small).all() and (ways[1] >= large).all()
     np.testing.assert_array_equal(ways[0][: len(ways[1])], ways[1])
-    assert len(ways[1]) or learned.START * relevant / large < np.exp(1 / learned.STEPS) + 1e-9
+    assert len(ways[1]) or learned.START * relevant / large < np.exp(2 / learned.STEPS) + 1e-9
 
 
 def learned_loss(x, y):

@@ -184,7 +184,7 @@ OBJECTIVE = click.option(
 )
 STEPS = click.option(
     "--steps", type=WHOLE,
-    help="Rounds of force; steps of learned while a circuit shrinks to 1/e, and until it settles.  "
+    help="Rounds of force; steps of learned until a circuit settles, half of them while it shrinks to 1/e.  "
     f"[default: {', '.join(f'{steps} for {name}' for name, steps in DEFAULT_STEPS.items())}]",
 )  # fmt: skip
 PRECISION = click.option(

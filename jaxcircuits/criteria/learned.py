@@ -22,8 +22,8 @@ do what the network does also where channels go together otherwise than in these
 Srivastava et al., but of the question and not of the answer. The 1 beside b^1/2 serves the same end: Adam alone moves
 all logits equally far, also of the many kernels that hardly matter and whose gradients are chance.
 
-On the way from dense to sparse k_t = .4 K0 exp(-t / `steps`); where that reaches the wanted k, another
-`steps` with k itself follow, in which speed and leak fall to 0. Now and then the circuit, with a hard mask, is judged
+On the way from dense to sparse k_t = .4 K0 exp(-2 t / `steps`); where that reaches the wanted k, `steps` more with k
+itself follow, in which speed and leak fall to 0. Now and then the circuit, with a hard mask, is judged
 on views that are not trained on, as SNIP's own is, and the one of the lowest loss is the result, as exp(s / 4): of
 circuits of a few dozen kernels any step may cut the only path. What is learned for one amount does not depend on which
 others are asked for.
@@ -43,8 +43,8 @@ from jax import Array
 
 from jaxcircuits.layers import Masks
 
-# Steps while the circuit shrinks to 1/e of its size, and as many once it has its size.
-STEPS = 100
+# Steps once the circuit has its size, and how many of them it takes on the way to shrink to 1/e.
+STEPS, WAY = 200, 0.5
 # The way to a small circuit begins here, as a fraction of the relevant kernels: to here SNIP's order will do.
 START = 0.4
 # How far a logit moves in a step, at most, and how far from c they move at all; in standard deviations of the first.
@@ -140,5 +140,5 @@ def on_the_way(relevant: int, kept: int, steps: int = STEPS) -> np.ndarray:
     For a larger k it is the beginning of that for a smaller one.
     """
     first = START * relevant
-    t = np.arange(1, int(steps * np.log(first / kept)) + 1)
-    return np.ceil(first * np.exp(-t / steps)).astype(np.int32)
+    t = np.arange(1, int(WAY * steps * np.log(first / kept)) + 1)
+    return np.ceil(first * np.exp(-t / (WAY * steps))).astype(np.int32)
