@@ -18,6 +18,7 @@ from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.evaluation import Evaluation
 from jaxcircuits.faithfulness import evaluate
 from jaxcircuits.features import Features
+from jaxcircuits.granularity import granularity_of, relevant_at
 from jaxcircuits.layers import Arrays, Masks
 from jaxcircuits.masks import check_alike, top
 from jaxcircuits.masks import count as count_kernels
@@ -52,7 +53,7 @@ def random_masks(
 
     Args:
         features: F of them; a feature's circuit depends on its identity, `seed` and `draw`, not on the others.
-        masks: {layer: (F, I, O) bool}, whose sizes are taken.
+        masks: {layer: (F, I, O) bool}, whose sizes are taken; or of filters (F, O), and filters are drawn.
         relevant: {layer: (F, I, O) bool}, the kernels that are drawn from, all equally likely.
         by_layer: draw as many kernels in each layer as the circuit has there; by default only as many in all.
         draw, seed: which of the random circuits.
@@ -61,21 +62,29 @@ def random_masks(
         InputError: masks of other layers or shapes than the relevant kernels, or of another number of features; more
             kernels than are relevant; a seed that is no unsigned 32-bit number.
     """
-    check_alike(masks, relevant)
+    possible = {name: jnp.asarray(array, bool) for name, array in relevant.items()}
+    there = {name: relevant_at(array, np.ndim(masks.get(name, array))) for name, array in possible.items()}
+    check_alike(masks, there)
     if any(len(mask) != len(features) for mask in masks.values()):
         raise InputError(f"there are {len(features)} features; the masks are of {len(next(iter(masks.values())))}")
     check_seed(seed)
     layers = tuple(masks)
     groups = tuple((name,) for name in layers) if by_layer else (layers,)
-    possible = {name: jnp.asarray(relevant[name], bool) for name in layers}
-    counts = tuple(count_kernels({name: masks[name] for name in group}) for group in groups)
+    counts = tuple(_sizes(masks, group) for group in groups)
     for group, kept in zip(groups, counts, strict=True):
-        most = count_kernels({name: possible[name] for name in group})
+        most = _sizes(there, group)
         if (kept > most).any():
             f, where = int(np.argmax(kept > most)), f" in {group[0]!r}" if by_layer else ""
-            raise InputError(f"feature number {f} keeps {kept[f]} kernels{where}, of which only {most[f]} are relevant")
-    found = _draw(layers, groups, _words(features, layers), jnp.int32(draw), jnp.uint32(seed), possible, counts)
+            unit = granularity_of(there[group[0]], group[0])
+            raise InputError(f"feature number {f} keeps {kept[f]} {unit}s{where}, of which only {most[f]} are relevant")
+    words, shapes = _words(features, layers), tuple(there[name].shape[1:] for name in layers)
+    found = _draw(layers, shapes, groups, words, jnp.int32(draw), jnp.uint32(seed), possible, counts)
     return {name: found[name] for name in layers}  # `jit` sorts dictionaries
+
+
+def _sizes(masks: Arrays, group: Sequence[str]) -> np.ndarray:
+    """What each feature keeps in these layers, of kernels or filters: (F,)."""
+    return count_kernels({name: jnp.reshape(masks[name], (len(masks[name]), 1, -1)) for name in group})
 
 
 def _words(features: Features, layers: Sequence[str]) -> np.ndarray:
@@ -87,20 +96,20 @@ def _words(features: Features, layers: Sequence[str]) -> np.ndarray:
     return np.array([[word(one, name) for name in layers] for one in features.identities], np.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "groups"))
+@functools.partial(jax.jit, static_argnames=("layers", "shapes", "groups"))
 def _draw(
-    layers: tuple[str, ...], groups: tuple[tuple[str, ...], ...], words: Array, draw: Array, seed: Array,
-    relevant: Masks, counts: tuple[Array, ...],
+    layers: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], groups: tuple[tuple[str, ...], ...], words: Array,
+    draw: Array, seed: Array, relevant: Masks, counts: tuple[Array, ...],
 ) -> Masks:  # fmt: skip
-    """The kernels of the largest uniform numbers, all features at once."""
+    """The kernels (or filters) of the largest uniform numbers, all features at once."""
     key = jax.random.fold_in(jax.random.key(seed), draw)
 
     def uniform(word: Array, shape: tuple[int, ...]) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, word), shape)
 
     values = {
-        name: jax.vmap(functools.partial(uniform, shape=relevant[name].shape[1:]))(words[:, place])
-        for place, name in enumerate(layers)
+        name: jax.vmap(functools.partial(uniform, shape=shape))(words[:, place])
+        for place, (name, shape) in enumerate(zip(layers, shapes, strict=True))
     }
     found: Masks = {}
     for group, kept in zip(groups, counts, strict=True):
@@ -153,7 +162,7 @@ def against_nulls(
 
     Args:
         model, images, features, ablation, batch: as for `evaluate`.
-        masks: {layer: (F, I, O) bool}, or K of them.
+        masks: {layer: (F, I, O) bool}, of filters (F, O), or K of them.
         relevant: {layer: (F, I, O) bool}, as `relevant_kernels` finds them or `Scores` has them.
         measure: from an evaluation to (F, K), larger is better and 0 for what computes nothing, such as
             `Evaluation.correlation` or `Evaluation.faithfulness`.

@@ -185,4 +185,7 @@ def test_a_report_of_features_side_by_side(workplace):
     assert (workplace / "pages" / "features.0_2.snip.keep0.5.report.html").exists()
     wrong = run(*asked, "features.0:9", code=2)
     assert "the atlas has no feature 'features.0:9'" in wrong.stderr
-    assert "expected --atlas" in run("report", "a.safetensors", "--keep", ".5", code=2).stderr
+    for level in (("--keep", ".5"), ("--kernels", "3")):
+        assert "expected --atlas" in run("report", "a.safetensors", *level, code=2).stderr
+    wrong = run("report", "--atlas", "out", "--kernels", "3", "features.0:1", code=2)
+    assert "the atlas has not kernels=3; expected keep of" in wrong.stderr

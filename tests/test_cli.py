@@ -262,6 +262,16 @@ def test_evaluate(made, process, here):
     done = here(folder, "evaluate", *paths, "--nulls", "3", "--json")
     for row in json.loads(done.stdout)["circuits"]:
         assert row["p"] in (0.25, 0.5, 0.75, 1) and abs(row["mean_of_nulls"]) <= 1
+    asked = ("extract", "alexnet", "features.3:1", "--images", "two.npy", "--out", "wide", "--granularity", "filter")
+    here(folder, *asked, "--keep", ".5")
+    (path,) = map(str, (folder / "wide").rglob("*.safetensors"))
+    (row,) = json.loads(here(folder, "evaluate", path, "--nulls", "3", "--json").stdout)["circuits"]
+    circuit, model, two = jc.Circuit.load(path), jc.load("alexnet"), jc.read_images(folder / "two.npy")
+    filters = jc.masks_at({name: mask[None] for name, mask in circuit.masks.items()}, "filter")
+    possible = jc.relevant_kernels(model, circuit.features)
+    found = jc.against_nulls(model, two, circuit.features, filters, possible, number=3, by_layer=True)
+    assert row["correlation"] == pytest.approx(row["recorded"], abs=1e-5)
+    assert row["mean_of_nulls"] == pytest.approx(np.nan_to_num(found.nulls).mean(), abs=1e-5), "random filters"
     other = here(folder, "evaluate", *paths, "--images", "other.npy", "--weights", "random", "--json")
     assert json.loads(other.stdout)["circuits"][0]["correlation"] != rows[0]["correlation"]
 

@@ -50,6 +50,19 @@ def test_every_kernel_is_as_likely(scores, masks):
     assert np.abs(share - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 200), "binomial"
 
 
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_random_filters(small, by_layer):
+    scores = jc.score(small.model, small.images, FEATURES, granularity="filter")
+    masks = jc.top_kernels(scores, keep=0.5)
+    found = jc.random_masks(FEATURES, masks, scores.relevant, by_layer=by_layer)
+    drawn, given = ({name: np.asarray(mask).sum(1) for name, mask in m.items()} for m in (found, masks))
+    assert not any((found[name] & ~np.asarray(scores.relevant[name]).any(1)).any() for name in masks)
+    np.testing.assert_array_equal(*(sum(m.values()) for m in (drawn, given)))
+    assert by_layer == all((drawn[name] == given[name]).all() for name in masks)
+    with pytest.raises(jc.InputError, match=r"keeps \d+ filters, of which only \d+ are relevant"):
+        jc.random_masks(FEATURES, {n: np.ones(m.shape, bool) for n, m in masks.items()}, scores.relevant)
+
+
 def test_p_values():
     values = np.array([[0.5, -0.5, np.nan]])
     nulls = np.array([[[0.5, 0.6, np.nan], [-0.6, -0.7, np.nan], [0, 0, 0]]])

@@ -141,7 +141,7 @@ def build_atlas(
     """Write the circuits of many features to a directory, or go on where the same call was interrupted.
 
     The directory is a store for `Atlas`. A chunk of features is the unit of work: what is finished is never lost, and
-    neither how often the work was interrupted nor how many devices did it changes a byte.
+    interruptions change no byte. Another number of devices may change the last digit of a score.
 
     Args:
         model, images: as for `extract`.

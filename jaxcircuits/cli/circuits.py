@@ -22,6 +22,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.export import ENDINGS, USAGE, export_circuit, free_paths
 from jaxcircuits.faithfulness import evaluate as judge
 from jaxcircuits.files import check_writable
+from jaxcircuits.granularity import masks_at
 from jaxcircuits.jobs import extract as extract_circuits
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import load
@@ -111,7 +112,7 @@ def extract(
 
 @click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
-@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, common.OTHER_RESIZE, STRICT)
 @click.option("--nulls", type=common.WHOLE, help="Random circuits to judge beside each; 99 let p be .01.")
 @options(SEED, JSON, QUIET)
 def evaluate(
@@ -122,7 +123,7 @@ def evaluate(
 
     Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
     photos:b for a circuit made on photos:a) the judgement is fair. With --nulls, p is the share of random circuits of
-    as many kernels in each layer, and of this one, whose r is as high.
+    as many kernels (or filters) in each layer, and of this one, whose r is as high.
     """
     screen = Screen(quiet, as_json)
     opened = [(path, Circuit.load(path)) for path in circuits]
@@ -209,10 +210,9 @@ def _judged(model: Model, images: Images, circuit: Circuit) -> dict[str, Any]:
 
 def _beside_nulls(model: Model, images: Images, circuit: Circuit, number: int, seed: int) -> dict[str, Any]:
     """r of random circuits, 0 where one is constant, and p."""
-    if any(mask.ndim != 2 for mask in circuit.masks.values()):
-        raise InputError("--nulls are of kernels; this circuit is of whole filters")
     features, masks = circuit.features, {name: mask[None] for name, mask in circuit.masks.items()}
     possible = relevant_kernels(model, features, layers=tuple(masks))
+    masks = masks_at(masks, str(circuit.manifest.get("granularity", "kernel")))  # filters beside random filters
     asked: Any = {"number": number, "by_layer": True, "seed": seed}
     asked["ablation"] = "zero" if circuit.offsets is None else "mean"
     found = against_nulls(model, images, features, masks, possible, **asked)

@@ -56,7 +56,7 @@ def one_sentence() -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise BadInput("there is not enough memory; try a smaller --chunk or --batch, or fewer images") from error
+        raise BadInput("there is not enough memory; try fewer features or images at a time") from error
     except KeyboardInterrupt:
         click.echo("\nInterrupted.", err=True)
         raise SystemExit(130) from None
@@ -142,12 +142,16 @@ ABLATION = click.option(
 TRANSFORM = click.option(
     "--transform-input/--plain-input",
     default=None,
-    help="Whether GoogLeNet or Inception v3 normalises its images again.  [default: as their weights were trained]",
+    help="Whether GoogLeNet or Inception v3 normalises its images again, as torchvision's pretrained ones do.  "
+    "[default: for --weights torchvision and checkpoints made of it; for other files give it]",
 )
-RESIZE = click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    help="How pictures get to the input size: the centre cut out, or the whole squashed.  [default: crop]",
+RESIZE, OTHER_RESIZE = (
+    click.option(
+        "--resize",
+        type=click.Choice(["crop", "squash"]),
+        help=f"How pictures get to the input size: the centre cut out, or the whole squashed.  [default: {default}]",
+    )
+    for default in ("crop", "the circuit's")
 )
 STRICT = click.option("--strict", is_flag=True, help="Pictures that cannot be read are an error, not left out.")
 OUT = click.option("--out", type=Place(), default=Path("circuits"), show_default=True, help="A directory.")
@@ -168,6 +172,12 @@ GRANULARITY = click.option(
     help="What is scored, kept and counted: kernels, or whole filters, which take less memory.",
 )  # fmt: skip
 KERNELS = click.option("--kernels", help="Numbers of kernels to keep, instead of --keep.")
+LEVEL = (
+    click.option("--keep", type=float, help="The level of the atlas; need not be given where it has one."),
+    click.option(
+        "--kernels", type=click.IntRange(min=1), help="The level of an atlas that was asked for numbers of kernels."
+    ),
+)
 ABSOLUTE = click.option(
     "--absolute",
     type=click.Choice(ABSOLUTES),
@@ -184,7 +194,7 @@ OBJECTIVE = click.option(
 )
 STEPS = click.option(
     "--steps", type=WHOLE,
-    help="Rounds of force; steps of learned until a circuit settles, half of them while it shrinks to 1/e.  "
+    help="Rounds of force; steps of learned once a circuit has its size, after half as many a shrink to 1/e.  "
     f"[default: {', '.join(f'{steps} for {name}' for name, steps in DEFAULT_STEPS.items())}]",
 )  # fmt: skip
 PRECISION = click.option(

@@ -49,8 +49,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare the criteria on MODEL's FEATUREs: score on some images, judge on others.
 
-    Writes OUT/MODEL/compare/STEM.csv, .md, .png and .json, STEM being the first feature: r with its interval for each
-    feature, criterion and keep, averages by layer, which criterion wins where, time and memory.
+    Writes OUT/MODEL/compare/STEM.csv, .md, .png and .json, STEM being the first feature (and _and_N_more): r with its
+    interval for each feature, criterion and keep, averages by layer, which criterion wins where, time and memory.
     """
     screen = Screen(quiet, as_json)
     scoring, judging = _sets(images, test_images)

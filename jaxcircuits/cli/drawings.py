@@ -11,7 +11,7 @@ import click
 from jaxcircuits.atlas.reading import Atlas
 from jaxcircuits.circuit import Circuit
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, STRICT, Command, options
+from jaxcircuits.cli.common import JSON, LEVEL, OTHER_RESIZE, OUT, QUIET, STRICT, Command, options
 from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.data import read_images
@@ -40,7 +40,7 @@ MADE_OPTION = click.option(
 
 @click.command("diagram", cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
-@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, OTHER_RESIZE, STRICT)
 @click.option(
     "--format", "formats", default="html,svg", show_default=True, help=f"Of {', '.join(FORMATS)}; with commas."
 )
@@ -86,22 +86,22 @@ def draw(
 
 @click.command(cls=Command)
 @click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
-@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, RESIZE, STRICT)
+@options(common.OTHER_WEIGHTS, common.OTHER_IMAGES, OTHER_RESIZE, STRICT)
 @click.option("--atlas", type=click.Path(path_type=Path), help="Take circuits of this atlas, whose features are named.")
-@click.option("--keep", type=float, help="The level of the atlas; need not be given where it has one.")
-@options(MOST_OPTION, PICTURES, MADE_OPTION, OUT, JSON, QUIET)
+@options(*LEVEL, MOST_OPTION, PICTURES, MADE_OPTION, OUT, JSON, QUIET)
 def report(
-    circuits: tuple[str, ...], weights, images, resize, strict, atlas, keep, most, carried, made, out: Path, as_json,
-    quiet,
+    circuits: tuple[str, ...], weights, images, resize, strict, atlas, keep, kernels, most, carried, made, out: Path,
+    as_json, quiet,
 ) -> None:  # fmt: skip
     """Put CIRCUIT files side by side on one HTML page: diagram, r over keep, what drives the feature most, kernels by
     layer, manifest. One circuit's is STEM.report.html, that of several report.html. With --atlas, CIRCUIT is a feature.
     """
     screen = Screen(quiet, as_json)
-    if atlas is None and keep is not None:
-        raise InputError("--keep chooses a level of an atlas; expected --atlas beside it")
+    if atlas is None and (keep or kernels) is not None:
+        raise InputError("--keep and --kernels choose a level of an atlas; expected --atlas beside them")
     check_format("html")
-    opened = [Circuit.load(c) if atlas is None else Atlas(atlas).circuit(c, keep=keep) for c in circuits]
+    level = {"keep": keep, "kernels": kernels}
+    opened = [Circuit.load(c) if atlas is None else Atlas(atlas).circuit(c, **level) for c in circuits]
     stem = _stem(circuits[0] if atlas is None else opened[0].stem)
     path = out / (f"{stem}.report.html" if len(circuits) == 1 else "report.html")
     check_writable(path)

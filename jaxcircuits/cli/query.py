@@ -13,7 +13,7 @@ from jaxcircuits import plots
 from jaxcircuits.atlas.reading import Atlas
 from jaxcircuits.circuit import finite, tame
 from jaxcircuits.cli import common
-from jaxcircuits.cli.common import JSON, OUT, OVERWRITE, QUIET, Group, one_sentence, options
+from jaxcircuits.cli.common import JSON, LEVEL, OUT, OVERWRITE, QUIET, Group, one_sentence, options
 from jaxcircuits.cli.screen import Screen
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import check_writable
@@ -21,11 +21,6 @@ from jaxcircuits.files import check_writable
 if TYPE_CHECKING:
     import pandas
 
-KEEP = click.option("--keep", type=float, help="The level; need not be given where the atlas has one.")
-KERNELS = click.option(
-    "--kernels", type=click.IntRange(min=1), help="The level of an atlas that was asked for numbers."
-)
-LEVEL = (KEEP, KERNELS)
 MOST = click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many lines.")
 PLOT = click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this PNG.")
 

@@ -7,7 +7,7 @@ and can come back.
     k_t = ceil(exp(t/T ln k + (1 - t/T) ln K0))  for t = 1 ... T-1,    k_T = k
 
 The first scores are SNIP's, those of the last round are the result, and the circuit is their top k. Absolute values are
-taken as for SNIP. FORCE is chaotic: one kernel fewer in each round changes half of the mask, at equal quality.
+taken as for SNIP. FORCE is chaotic: one kernel fewer in each round exchanges a third of the mask, at equal quality.
 
 References:
     de Jorge et al., "Progressive Skeletonization: Trimming more fat from a network at initialization" (arXiv
