@@ -122,11 +122,11 @@ def pullback(
     return Pullback(inputs, on, of)
 
 
-def tiles_of(network: Network, variables: Variables, target: str, images: int) -> Masks:
+def tiles_of(network: Network, variables: Variables, target: str, images: int, *, ready: bool) -> Masks:
     """The kernels of the convolutions before the target whose input gradients are faster by tiles, for so many images
-    of all features, as tiles take them: {layer: (n * n, O, I)}."""
+    of all features, as tiles take them: {layer: (n * n, O, I)}. `ready`: they are made once for many of them."""
     layers = {n: la for n, la in before(network.layers, target).items() if la.ungrouped and not la.trouble}
-    found = {n: tiles_back(la, la.kernel(variables), images, ready=True) for n, la in layers.items()}
+    found = {n: tiles_back(la, la.kernel(variables), images, ready=ready) for n, la in layers.items()}
     return {name: tiles for name, tiles in found.items() if tiles is not None}
 
 

@@ -15,7 +15,7 @@ from jaxcircuits import live
 from jaxcircuits.chunks import Collected, Sizes, device_memory, evenly, in_chunks
 from jaxcircuits.data import batches
 from jaxcircuits.features import Features, cotangents, place_weights
-from jaxcircuits.gradients import pullback
+from jaxcircuits.gradients import pullback, tiles_of
 from jaxcircuits.granularity import fitted
 from jaxcircuits.layers import Masks, Variables
 from jaxcircuits.masked import outputs
@@ -140,9 +140,12 @@ def add_block(
         where = place_weights(plan.place, maps, places)
         return cotangents(plan.objective, maps, where) * counts
 
+    tiles = weights.tiles
+    if plan.circuit and not plan.live:
+        tiles = tiles_of(plan.network, variables, plan.target, len(images), ready=False)
     back = pullback(
         plan.network, variables, plan.target, plan.layers, images, objective,
-        sparse=plan.sparse, circuit=plan.circuit, tiles=weights.tiles,
+        sparse=plan.sparse, circuit=plan.live, tiles=tiles,
     )  # fmt: skip
     layers, inputs = {name: plan.network.layers[name] for name in plan.layers}, dict(back.inputs)
     if plan.criterion.of_outputs:
@@ -156,7 +159,7 @@ def add_block(
             statistic, w = plan.statistic(name), weights.own[name]
             if name == plan.target:
                 sums[name] = statistic.add(total[name], layer, seen[name], found.cotangents, directions, w)
-            elif plan.circuit and layer.ungrouped:
+            elif plan.live and layer.ungrouped:
                 sums[name] = live.add(statistic.added, total[name], layer, inputs[name], found.outputs[name], w)
             else:
                 places = [back.supports[name]] if name in back.supports else []

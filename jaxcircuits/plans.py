@@ -35,7 +35,7 @@ class Weights(NamedTuple):
 
     Attributes:
         own: of the layers to score, as their statistics take them.
-        tiles: of those whose input gradients are made by tiles.
+        tiles: of those whose input gradients are made by tiles; a circuit has its own.
     """
 
     own: Masks
@@ -53,8 +53,8 @@ class Plan(NamedTuple):
         precision: of matrix products, as `jax.default_matmul_precision` calls it.
         granularity: of the scores.
         sparse: the layers computed on the support that all features share; the same to rounding.
-        circuit: one feature at a time is scored in its circuit, without the channels that are zero; the same to
-            rounding.
+        circuit: one feature at a time is scored in its circuit, whose kernels are those of the variables.
+        live: channels that are zero there are left out; the same to rounding.
     """
 
     network: Network
@@ -67,6 +67,7 @@ class Plan(NamedTuple):
     granularity: str = "kernel"
     sparse: tuple[str, ...] = ()
     circuit: bool = False
+    live: bool = False
 
     def statistic(self, name: str) -> Statistic:
         """How this layer's sum is made."""
@@ -82,7 +83,7 @@ class Plan(NamedTuple):
         if self.sparse or self.circuit:
             return Weights(own, {})
         images = at_a_time(self, size.together) * size.images
-        return Weights(own, tiles_of(self.network, variables, self.target, images))
+        return Weights(own, tiles_of(self.network, variables, self.target, images, ready=True))
 
     def axis(self, name: str) -> int:
         """The features' in this layer's sum: the one that grows with them."""

@@ -43,7 +43,7 @@ def rounds(
     """The scores {layer: (F, I, O)} after the last of T rounds.
 
     Args:
-        plan: of the scores; its criterion is SNIP, and no layer is sparse.
+        plan: of the scores in circuits; its criterion is SNIP, and no layer is sparse.
         variables, weights: the full network's, the latter as `arranged` makes them.
         images, number: of them.
         directions, places: F features (F, O), and where each is looked at (F, N, 2), as `looked_at` tells.

@@ -199,7 +199,7 @@ def score_levels(
             steps=levels[0].steps or STEPS[criterion], seed=seed, progress=progress,
         )  # fmt: skip
         return [Scores(v, possible, chosen, r._replace(seed=seed)) for v, r in zip(learned, records, strict=True)]
-    plan = plan._replace(sparse=(), circuit=len(before(network.layers, features.layer)) <= SHORT)
+    plan = plan._replace(sparse=(), circuit=True, live=len(before(network.layers, features.layer)) <= SHORT)
     plan, places = looked_at(plan, model.variables, images, number, features, size.images)
     weights = arranged(plan, model.variables, size)
     found = []

@@ -8,9 +8,12 @@ import torch
 import jaxcircuits as jc
 from jaxcircuits import scoring
 from jaxcircuits.criteria import force
+from jaxcircuits.gradients import tiles_of
 from jaxcircuits.masks import count
 from tests import twins
 from tests.test_golden import DATA, FEATURES, golden
+from tests.torchvision_oracle import torchvision
+from weights_conversion import to_torch
 
 
 def force_twin(network, images, target, direction, layers, relevant, counts):
@@ -60,6 +63,23 @@ def test_a_plain_loop_computes_the_same(small, monkeypatch, short):
     assert count(masks).tolist() == [41, 41]
     snip = jc.top_kernels(jc.score(small.model, images, features), kernels=41)
     assert float(jc.iou(snip, masks)[0].min()) < 1
+
+
+@pytest.mark.slow
+def test_gradients_by_tiles_are_of_the_circuit(monkeypatch):
+    """In a network too long to leave out dead channels, with kernels of which gradients are made by tiles."""
+    monkeypatch.setattr(scoring, "SHORT", 0)
+    model = jc.load("resnet18", weights="random")
+    twin = torchvision().models.resnet18().eval()
+    twin.load_state_dict({name: torch.tensor(value) for name, value in to_torch(model.variables).items()})
+    images = np.random.default_rng(0).standard_normal((4, 64, 64, 3), np.float32)
+    target, schedule = "layer1.1.conv2", (6000, 3000, 1500)
+    assert tiles_of(model.network((64, 64, 3)), model.variables, target, len(images), ready=False)
+    found = jc.score(model, images, jc.Features(target, [3]), criterion="force", schedule=schedule, batch=4)
+    relevant = {name: np.asarray(mask[0]) for name, mask in found.relevant.items()}
+    expected = force_twin(twin, images, target, np.eye(64, dtype=np.float32)[3], found.layers, relevant, schedule)
+    for name, wanted in expected.items():
+        assert np.abs(found.values[name][0] - wanted.T).max() <= 1e-4 * wanted.max(), name
 
 
 def test_counts():
