@@ -55,7 +55,8 @@ def compare(
 
     Intervals are percentiles of the bootstrap over test images; every criterion is judged on the same resamples. A
     circuit that is constant has no r (nan; `Comparison.constant` counts them); in averages over features it counts as
-    0. A feature that is constant in the full network has none either, and is left out of averages.
+    0. A feature that is constant in the full network has none either, and is left out of averages, as a layer of no other
+    features is.
 
     Args:
         model, images, absolute, layers, granularity, steps, seed, precision, chunk, batch: as for `score`.
@@ -111,7 +112,7 @@ def compare(
                 progress(real)
             total.add(part[:real].labels, *(np.stack(arrays, 1) for arrays in zip(*rows, strict=True)))
     found = {name: total.result() for name, total in totals.items()}
-    means = np.mean([total.means() for total in totals.values()], 0)
+    means = _mean([total.means() for total in totals.values()])
     overall = average(means, level) if len(found) > 1 else None
     return Comparison(tuple(options), keeps, found, overall, manifest)
 
@@ -210,6 +211,14 @@ class _Total:
     def result(self) -> LayerComparison:
         r, ends = np.concatenate(self.r), np.concatenate(self.ends)
         return LayerComparison(self.labels, r, ends, average(self.means(), self.level), self.costs, self.constant)
+
+
+def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Their mean, wherever some are defined."""
+    every = np.stack(arrays)
+    there = ~np.isnan(every)
+    total, number = np.where(there, every, 0).sum(0), there.sum(0)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
 def _warn_of_shared(images, test_images) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def torch_masks(model: Model, circuit: Circuit) -> StateDict:
     Raises:
         InputError: the circuit is of another network.
     """
-    replace(circuit.features, position=None).resolve(model.layers)  # a position may be of larger images
+    circuit.features.resolve(model.layers, places=False)
     masks = {}
     for name, mask in circuit.masks.items():
         layer = find_layer(model.layers, name)
@@ -60,7 +59,8 @@ def torch_weights(model: Model, circuit: Circuit) -> StateDict:
     BatchNorm: what leaves BatchNorm is the circuit's, what enters it is so up to the offset.
 
     Raises:
-        InputError: the circuit is of another network, or an offset has no place in it.
+        InputError: the circuit is of another network, an offset has no place in it, or PyTorch has no name for a
+            variable of the module.
     """
     torch_masks(model, circuit)  # refuses another network's circuit
     masked = with_masks(model.network(), model.variables, circuit.masks)
@@ -68,7 +68,10 @@ def torch_weights(model: Model, circuit: Circuit) -> StateDict:
         given, masks = ({n: a[None] for n, a in arrays.items()} for arrays in (circuit.offsets, circuit.masks))
         check_offsets(model.layers, given, masks)
         masked = folded(model.network(), masked, circuit.offsets)
-    return to_torch(masked, extras=model.extras, missing=model.missing)
+    try:
+        return to_torch(masked, extras=model.extras, missing=model.missing)
+    except ConversionError as error:  # a module of the user's own
+        raise InputError(str(error)) from error
 
 
 def export_circuit(model: Model, circuit: Circuit, stem: str | Path, *, force: bool = False) -> list[Path]:

@@ -79,8 +79,12 @@ class Features:
             raise InputError(f"all channels of {self.layer!r} are meant, and only a model knows how many; use resolve")
         return len(self.channels)
 
-    def resolve(self, layers: Mapping[str, Layer]) -> Features:
+    def resolve(self, layers: Mapping[str, Layer], *, places: bool = True) -> Features:
         """The same features with channels spelled out, checked against a model's layers.
+
+        Args:
+            layers: by name, for images of the size that is looked at.
+            places: check positions as well; where the layers are of another size of images they may be outside.
 
         Raises:
             InputError: no such layer, one that cannot be a target, a channel or position outside it, or directions of
@@ -99,10 +103,10 @@ class Features:
             channels = tuple(range(layer.outputs))
         elif wrong := [c for c in channels if not 0 <= c < layer.outputs]:
             raise InputError(f"{self.layer!r} has no channel {wrong[0]}; its channels are 0 to {layer.outputs - 1}")
-        if self.position is not None and not isinstance(self.position, str):
-            size, places = np.array(layer.positions), np.atleast_2d(self.position)
-            if (places < 0).any() or (places >= size).any():
-                bad = tuple(int(p) for p in places[((places < 0) | (places >= size)).any(1)][0])
+        if places and self.position is not None and not isinstance(self.position, str):
+            size, given = np.array(layer.positions), np.atleast_2d(self.position)
+            if (given < 0).any() or (given >= size).any():
+                bad = tuple(int(p) for p in given[((given < 0) | (given >= size)).any(1)][0])
                 raise InputError(f"position {bad} is outside the map of {self.layer!r}, which is {size[0]} x {size[1]}")
         return replace(self, channels=channels)
 

@@ -48,7 +48,7 @@ def relevant_kernels(
             network between whose layers positive numbers do not stay positive.
     """
     network = model.network(image_shape)
-    features = features.resolve(network.layers)
+    features = features.resolve(network.layers, places=False)
     return relevant(network, model.variables, features, scored_layers(network, features.layer, layers))
 
 
@@ -62,11 +62,13 @@ def relevant(network: Network, variables: Variables, features: Features, layers:
     everything = np.repeat(kinds, layer.outputs // layer.groups, axis=1).astype(np.float32)
     known = _KNOWN.setdefault(network, {})
     key = features.layer, layers, kinds.tobytes()
-    if key not in known:
+    slot = key[:2] if len(kinds) == 1 else "several"  # each chunk of a grouped layer has others
+    there, found = known.get(slot, (None, {}))
+    if there != key:
         found = _on_path(network, features.layer, layers, variables, {}, jnp.asarray(everything))
         _check(network, features.layer, variables, found, jnp.asarray(everything))
-        known[key] = found
-    masks = _per_feature(features.layer, known[key], jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
+        known[slot] = key, found
+    masks = _per_feature(features.layer, found, jnp.asarray(kind.reshape(-1)), jnp.asarray(directions))
     return {name: masks[name] for name in layers}  # `jit` sorts dictionaries
 
 
@@ -97,7 +99,8 @@ def _has_gradient(
     return {name: back.inputs[name].any() & there[name] for name in layers}
 
 
-# what was found for all features of a layer at once; it does not depend on weights
+# What was found for the features of a layer at once, with what was asked; it does not depend on weights. One of each
+# layer stays, and one of features that touch several groups.
 _KNOWN: weakref.WeakKeyDictionary[Network, dict] = weakref.WeakKeyDictionary()
 
 
@@ -126,7 +129,7 @@ def effective_kernels(
         InputError: features that the network does not have, or masks of layers that do not lead to them.
     """
     network = model.network(image_shape)
-    features = features.resolve(network.layers)
+    features = features.resolve(network.layers, places=False)
     layers = scored_layers(network, features.layer, tuple(masks))
     every = {name: jnp.ones((1, network.layers[name].inputs, 1), bool) for name in layers}
     masks = masks_at(masks, "kernel", relevant=every)

@@ -23,7 +23,7 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
     Args:
         text: `LAYER:CHANNEL`, `LAYER:A-B` (both included), `LAYER:*` or `LAYER:FILE.npy` (directions), each of them
             possibly followed by `@H,W`, `@middle` or `@argmax`.
-        layers: the model's.
+        layers: the model's; positions are those of images, which are not known here, and not checked.
         objective: as for `Features`.
 
     Raises:
@@ -43,19 +43,19 @@ def parse(text: str, layers: Mapping[str, Layer], *, objective: str = "abs") -> 
     if what.endswith(".npy"):
         rows = np.atleast_2d(_directions(what))
         names = [f"{Path(what).stem}-{row}" for row in range(len(rows))]
-        return Features(layer, directions=rows, names=names, **options).resolve(layers)
+        return Features(layer, directions=rows, names=names, **options).resolve(layers, places=False)
     numbers = re.fullmatch(rf"{NUMBER}(?:-{NUMBER})?", what)
     if what != "*" and not numbers:
         raise InputError(f"{text!r} names no channel; expected a number, a range A-B, * or a FILE.npy of directions")
     if not numbers:
-        return Features(layer, **options).resolve(layers)
+        return Features(layer, **options).resolve(layers, places=False)
     first, last = int(numbers[1]), int(numbers[2] or numbers[1])
     if last < first:
         raise InputError(f"{text!r} runs backwards; expected A-B with A at most B")
     outputs = find_layer(layers, layer).outputs
     if last >= outputs:
         raise InputError(f"{layer!r} has no channel {last}; its channels are 0 to {outputs - 1}")
-    return Features(layer, range(first, last + 1), **options).resolve(layers)
+    return Features(layer, range(first, last + 1), **options).resolve(layers, places=False)
 
 
 def _directions(file: str) -> np.ndarray:

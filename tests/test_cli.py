@@ -276,6 +276,29 @@ def test_evaluate(made, process, here):
     assert json.loads(other.stdout)["circuits"][0]["correlation"] != rows[0]["correlation"]
 
 
+def test_images_that_are_larger_than_nominal(workplace, here):
+    """Positions are theirs, for whatever takes the circuit."""
+    large = np.random.default_rng(0).integers(0, 256, (1, 256, 240, 3), dtype=np.uint8)
+    np.save(workplace / "large.npy", large)
+    asked = ("extract", "alexnet", "features.0:5@60,57", "--images", "large.npy", "--keep", ".5", "--out", "large")
+    here(workplace, *asked)
+    path = "large/alexnet/features.0_5@60,57.snip.keep0.5.safetensors"
+    for more in (("evaluate",), ("diagram", "--pictures", "none"), ("report", "--pictures", "none"), ("export",)):
+        here(workplace, more[0], path, *more[1:], *(() if more[0] == "evaluate" else ("--out", "large")))
+    assert jc.compact(jc.load("alexnet"), jc.Circuit.load(workplace / path))
+
+
+def test_pictures_of_what_does_not_move(workplace, here):
+    circuit = jc.Circuit.load(workplace / "circuits/alexnet/features.3_1.snip.keep0.5.safetensors")
+    for mask in circuit.masks.values():
+        mask[:] = False
+    circuit.save(workplace / "empty.safetensors")
+    asked = ("pictures", "alexnet", "features.3:1", "--circuit", "empty.safetensors", "--count", "0", "--steps", "1")
+    done = here(workplace, *asked)
+    assert "no picture of features.3:1: gradient ascent found no gradient" in done.stdout
+    assert "0 pictures in" in done.stdout
+
+
 def test_evaluate_refuses_what_has_changed(fails, workplace, pixels, monkeypatch):
     path = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
     np.save(workplace / "two.npy", pixels[:, ::-1])
@@ -427,7 +450,7 @@ KERNELS = ("0", "x", "", "1.5", "257", "9" * 30)
         ((X, "alexnet", "features.3:192", *I), "no channel 192; its channels are 0 to 191"),
         ((X, "alexnet", "features.3:5-2", *I), "runs backwards"),
         ((X, "alexnet", "features.3:-1", *I), "names no channel"),
-        ((X, "alexnet", "features.3:1@27,0", *I), "(27, 0) is outside the map of 'features.3', which is 27 x 27"),
+        ((X, "alexnet", "features.3:1@27,0", *I), "(27, 0) is outside the map of 'features.3', which is 7 x 7"),
         ((X, "alexnet", "features.3:1@here", *I), "unknown position 'here'"),
         ((X, "alexnet", "features.3:none.npy", *I), "no file 'none.npy'"),
         ((X, "alexnet", "features.6:dirs.npy", *I), "directions have 192 entries; 'features.6' has 384"),

@@ -113,6 +113,17 @@ def test_features_that_nothing_can_be_said_of(small, tests):
     json.loads(result.json())
 
 
+def test_a_layer_of_which_nothing_is_defined_is_left_out(small, tests):
+    variables = jax.tree.map(np.array, small.model.variables)
+    variables["params"]["features.0"]["kernel"][..., 2] = 0
+    model = jc.Model(small.model.module, variables, apply_options={"train": False}, input_size=13)
+    features = [jc.Features("features.0", [2]), jc.Features("layer1.conv1", [6])]
+    found = jc.compare(model, small.images, features, test_images=tests, **ALONE)
+    assert found.overall is not None and np.isnan(found.layers["features.0"].average.r).all()
+    np.testing.assert_array_equal(found.overall.r, found.layers["layer1.conv1"].average.r)
+    assert np.isfinite(found.overall.ends).all()
+
+
 def test_scores_that_depend_on_keep(small, tests):
     features = jc.Features("layer1.conv1", [6])
     options = {"criteria": ["force"], "keeps": [0.8, 0.5], "steps": 1, "number": 5}

@@ -205,6 +205,20 @@ def test_means_of_removed_kernels(name, layer, tmp_path):
     assert np.abs(caught[1][:, 5].numpy() - expected).max() > 0.01 * np.abs(expected).max(), "offsets change something"
 
 
+class Scaled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(2, (1, 1), name="conv")(x) * self.param("strength", nn.initializers.ones, (1,))
+
+
+def test_a_variable_that_pytorch_has_no_name_for(tmp_path):
+    model = jc.Model(Scaled(), Scaled().init(jax.random.key(0), np.zeros((1, 4, 4, 3))), input_size=4)
+    (found,) = jc.extract(model, np.ones((2, 4, 4, 3), np.float32).cumsum(0), jc.Features("conv", [0]), keep=0.5)
+    with pytest.raises(jc.InputError, match="strength"):
+        jc.export_circuit(model, found, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
 class Branches(nn.Module):
     """Convolutions without a bias, the first of which no BatchNorm follows, the second of which another branch uses."""
 

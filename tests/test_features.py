@@ -98,8 +98,6 @@ def test_written_features(text, channels, position):
         ("features.10:12", "has no channel 12; its channels are 0 to 11"),
         ("features.10:0-12", "has no channel 12"),
         ("features.1:0", "there is no layer 'features.1'; the nearest are 'features.10'"),
-        ("features.10:0@5,0", r"position \(5, 0\) is outside the map of 'features.10', which is 5 x 7"),
-        ("fc:0@0,1", r"position \(0, 1\) is outside the map of 'fc', which is 1 x 1"),
         ("features.10:0@left", "unknown position 'left'"),
         ("features.10:0@1,٣", "unknown position '1,٣'"),
         ("features.10:no.npy", "there is no file 'no.npy'"),
@@ -108,6 +106,14 @@ def test_written_features(text, channels, position):
 def test_mistakes_are_named(text, message):
     with pytest.raises(InputError, match=message):
         parse(text, LAYERS)
+
+
+@pytest.mark.parametrize("text, map", [("features.10:0@5,0", "'features.10', which is 5 x 7"), ("fc:0@0,1", "1 x 1")])
+def test_positions_are_those_of_the_images(text, map):
+    """Which may be larger than the network's nominal ones, of which `parse` is told."""
+    features = parse(text, LAYERS)
+    with pytest.raises(InputError, match=rf"position \([50], [01]\) is outside the map of .*{map}"):
+        features.resolve(LAYERS)
 
 
 def test_directions_from_files(tmp_path):

@@ -135,6 +135,18 @@ def test_soft_masks_are_those_of_the_equation(rate):
     assert not m[~there].any() and np.array_equal(m > 0.5, flat(kept) > 0)
 
 
+def test_scores_that_are_all_zero(small):
+    """Of a channel without weights: there is nothing to learn, and its neighbour learns."""
+    variables = jax.tree.map(np.array, small.model.variables)
+    variables["params"]["features.0"]["kernel"][..., 2] = 0
+    model = jc.Model(small.model.module, variables, apply_options={"train": False}, input_size=13)
+    features = jc.Features("features.0", [2, 3])
+    with pytest.warns(UserWarning, match="r is not defined"):
+        found = list(jc.extract(model, small.images, features, criterion="learned", keep=0.5, steps=2))
+    assert [c.manifest["kept"] for c in found] == [2, 2]
+    assert [c.manifest["correlation"] is None for c in found] == [True, False]
+
+
 def test_a_circuit_of_all_kernels_is_not_soft():
     logits, all_of_them = {"a": jnp.zeros((2, 2))}, {"a": jnp.ones((2, 2), bool)}
     mask, slope = learned.soft(logits, all_of_them, all_of_them)

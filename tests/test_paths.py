@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxcircuits as jc
+from jaxcircuits import paths
 from jaxcircuits.masks import count
 from jaxcircuits.pooling import max_pool
 from tests.twins import random_variables
@@ -122,6 +123,17 @@ def test_relevant_and_effective_kernels(module, features):
     np.testing.assert_array_equal(count(jc.effective_kernels(model, features, relevant)), count(relevant))
     blind = relevant | {"stem": np.zeros_like(relevant["stem"])}
     assert not count(jc.effective_kernels(model, features, blind)).any()
+
+
+def test_a_grouped_layers_chunks_are_not_kept(small):
+    """Each has its own kinds of features; what was found of all of them would fill the memory."""
+    known = paths._KNOWN.setdefault(small.model.network(), {})
+    before = set(known)
+    for channels in ([0], [4], [0, 4], [1, 5], [0, 7, 4], [4, 0]):
+        mask = jc.relevant_kernels(small.model, jc.Features("layer1.conv1", channels))["features.0"]
+        alone = [jc.relevant_kernels(small.model, jc.Features("layer1.conv1", [c]))["features.0"][0] for c in channels]
+        np.testing.assert_array_equal(mask, alone)
+    assert len(set(known) - before) <= 2, "the last of one kind and the last of several"
 
 
 def test_some_layers(small):

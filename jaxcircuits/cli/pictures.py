@@ -79,7 +79,8 @@ def pictures(
             files[f"{stem}.patches.png"] = png(_enlarged(patches))
             row |= {"patches": str(folder / f"{stem}.patches.png"), "top": [finite(v) for v in values]}
             row |= {"images": list(names)}
-    write_all({folder / name: content for name, content in files.items()})
+    if files:
+        write_all({folder / name: content for name, content in files.items()})
 
     screen.say(f"{model} with weights {told(weights, 'lpips')}{f', in {circuit}' if circuit else ''}\n")
     columns = {"value": "on its picture", "top": f"on the best of {told(images, 'photos')}"}

@@ -91,7 +91,7 @@ def plan(model: Model, circuit: Circuit) -> Plan:
         InputError: the circuit is of another network, or weights are missing.
     """
     network = model.network()
-    features = circuit.features.resolve(network.layers)
+    features = circuit.features.resolve(network.layers, places=False)
     target = features.layer
     given = {name: mask[None] for name, mask in circuit.masks.items()}
     check_masks(network.layers, given)

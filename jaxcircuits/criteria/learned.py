@@ -85,7 +85,8 @@ def _moments(x: Array, y: Array, where: Array, axes: tuple[int, ...]) -> tuple[A
 def first(scores: Masks, relevant: Masks) -> State:
     """The state before the first step, from SNIP's scores {layer: (I, O)}."""
     possible = sum(jnp.sum(mask) for mask in relevant.values())
-    smallest = 1e-6 * jnp.stack([jnp.abs(score).max() for score in scores.values()]).max()
+    largest = jnp.stack([jnp.abs(score).max() for score in scores.values()]).max()
+    smallest = jnp.where(largest > 0, 1e-6 * largest, 1)  # scores that are all 0 are all alike
     logs = {name: jnp.log(jnp.abs(score) + smallest) for name, score in scores.items()}
     mean = sum(jnp.sum(logs[name] * relevant[name]) for name in logs) / possible
     square = sum(jnp.sum((logs[name] - mean) ** 2 * relevant[name]) for name in logs) / possible

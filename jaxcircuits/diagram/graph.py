@@ -180,7 +180,7 @@ def _layers(model: Model, circuit: Circuit) -> dict[str, Layer]:
         if mask.shape != expected:
             what = f"its mask of {name!r} is {mask.shape}, the layer {expected}" if expected else f"no layer {name!r}"
             raise InputError(f"the circuit is not one of {model.name}'s: {what}")
-    circuit.features.resolve(there)
+    circuit.features.resolve(there, places=False)
     return {name: there[name] for name in circuit.masks}
 
 

@@ -127,7 +127,7 @@ def visualise(
     check_seed(seed)
     if model.channels != 3:
         raise InputError(f"{model.name} takes images of {model.channels} channels; pictures have 3")
-    features = features.resolve(model.layers)
+    features = features.resolve(model.layers, places=False)
     model.check_weights([features.layer])
     own = check_circuit(model, features, masks, offsets)
     asked, box = plan(model, features.layer, objective)

@@ -214,7 +214,7 @@ def circuit_of(
 
 
 def _one(feature: Features | str, model: Model) -> Features:
-    found = parse(feature, model.layers) if isinstance(feature, str) else feature.resolve(model.layers)
+    found = parse(feature, model.layers) if isinstance(feature, str) else feature.resolve(model.layers, places=False)
     if len(found) != 1:
         raise InputError(f"a file holds the kernels of one feature; {feature!r} names {len(found)}")
     return found
