@@ -66,6 +66,7 @@ def plan(
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_ablation(ablation)
+    options.check_steps()
     if options.granularity == "weight":
         raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxcircuits.chunks import Sizes, sizes
-from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA
+from jaxcircuits.criteria import ABSOLUTE, BASELINES, CRITERIA, STEPS
 from jaxcircuits.criteria import criterion as find_criterion
 from jaxcircuits.data import count, image_shape
 from jaxcircuits.errors import InputError, check_count, check_seed
@@ -59,6 +59,11 @@ class Options:
         """Whether there are sums over images for every weight, not only for every kernel."""
         return self.granularity == "weight" or (self.absolute == "whole_set" and self.criterion not in BASELINES)
 
+    def check_steps(self) -> None:
+        """Raise an InputError if there are steps but the criterion takes none."""
+        if self.steps is not None and self.criterion not in STEPS:
+            raise InputError(f"{self.criterion} takes no steps; expected one of {', '.join(STEPS)}")
+
     def scored(self, network: Network, target: str) -> tuple[str, ...]:
         """The layers to be scored for features of the target layer, in the network's order."""
         return scored_layers(network, target, None if self.layers is None else tuple(self.layers))
@@ -89,12 +94,14 @@ def resolved(
     """The features, those that share their passes together, and the layers to be scored for them.
 
     Raises:
-        InputError: a feature that the network does not have or whose weights are missing, layers that do not lead to
-            it, or places that are not as many as the images.
+        InputError: no feature at all, one that the network does not have or whose weights are missing, layers that do
+            not lead to it, or places that are not as many as the images.
     """
     network, number = model.network(image_shape(images)), count(images)
     every = [features] if isinstance(features, Features) else list(features)
     found = [(f, options.scored(network, f.layer)) for f in joined(f.resolve(network.layers) for f in every)]
+    if not found:
+        raise InputError("there are no features; expected at least one")
     for f, layers in found:
         model.check_weights((*layers, f.layer))
         f.places(number)

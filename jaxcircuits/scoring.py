@@ -82,8 +82,7 @@ def score(
             missing.
     """
     options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
-    if steps is not None and criterion not in STEPS:
-        raise InputError(f"{criterion} takes no steps; expected one of {', '.join(STEPS)}")
+    options.check_steps()
     level = Level.of(criterion, keep, kernels, steps, schedule)
     return score_levels(model, images, features, [level], options, progress)[0]
 

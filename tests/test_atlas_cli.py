@@ -141,6 +141,14 @@ def test_answers_of_a_part_say_so(workplace):
     assert not run("query", "out", "users", "features.0:2", "--keep", ".5", "--json").stdout.count("features.0:2")
 
 
+def test_a_matrix_of_nothing(workplace):
+    for path in (workplace / "out" / "features.0").glob("0000*"):
+        path.unlink()
+    wrong = run("query", "out", "matrix", "features.0", "--keep", ".5", "--plot", "m.png", "--csv", "m.csv", code=2)
+    assert "has no chunk of that yet" in wrong.stderr
+    assert not (workplace / "m.png").exists() and not (workplace / "m.csv").exists()
+
+
 def test_no_cluster_leaves_nothing(workplace):
     before = sorted(workplace.rglob("*"))
     result = run("atlas", "alexnet", "features.0:0", "--images", "two.npy", "--out", "new", "--dask", "x:y", code=2)

@@ -187,6 +187,7 @@ def test_progress_adds_up(small, criterion):
         (jc.Features(LAYER, [1]), {"ablation": "median"}, "unknown ablation 'median'"),
         (jc.Features(LAYER, [1]), {"precision": "int4"}, "unknown precision 'int4'"),
         (jc.Features(LAYER, [1]), {"layers": ["fc2"]}, "fc2"),
+        (jc.Features(LAYER, [1]), {"steps": 5}, "snip takes no steps; expected one of force, learned"),
     ],
 )
 def test_errors_come_before_any_work(small, features, options, why, monkeypatch):
@@ -194,6 +195,13 @@ def test_errors_come_before_any_work(small, features, options, why, monkeypatch)
     options = {} if "kernels" in options or "keep" in options else {"keep": 0.3}, options
     with pytest.raises(jc.InputError, match=why):
         jc.extract(small.model, small.images, [jc.Features(LAYER, [0]), features], **options[0], **options[1])
+
+
+def test_no_features(small, tmp_path):
+    for call, more in ((jc.extract, {}), (jc.compare, {}), (jc.build_atlas, {"directory": tmp_path / "a"})):
+        with pytest.raises(jc.InputError, match="there are no features; expected at least one"):
+            call(small.model, small.images, [], **more)
+    assert not list(tmp_path.iterdir())
 
 
 def test_layers_are_part_of_the_question(small, tmp_path):

@@ -37,7 +37,7 @@ class Work:
         self.model, self.images, self.plan = model, images, plan
         asked = plan.manifest
         self.levels = Level.each(asked["criterion"], plan.amounts, asked["steps"])
-        self.means = functools.cache(self._means)
+        self.means = functools.lru_cache(maxsize=1)(self._means)  # groups follow one another
 
     def _means(self, group: int) -> dict[str, np.ndarray] | None:
         if self.plan.manifest["ablation"] != "mean":

@@ -46,9 +46,7 @@ def query(context: click.Context, directory: Path) -> None:
 def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
     """How faithful and how large the circuits of each layer are at each level; --plot draws the mean r over them."""
     plot = plot and _png(plot)
-    screen, found = Screen(quiet, as_json), atlas.statistics()
-    if not len(found):
-        raise InputError(f"the atlas in {str(atlas.directory)!r} has no chunk yet")
+    screen, found = Screen(quiet, as_json), _there(atlas, atlas.statistics())
     _print(screen, found, len(found))
     if plot:
         r = found.pivot(index="layer", columns=found.columns[1], values="mean").loc[list(found["layer"].unique())]
@@ -134,7 +132,7 @@ def matrix(atlas: Atlas, layer, csv: Path | None, keep, kernels, plot: Path | No
     if csv:
         check_writable(csv)
     plot = plot and _png(plot)
-    screen, found = Screen(quiet, as_json), atlas.iou_matrix(layer, keep=keep, kernels=kernels)
+    screen, found = Screen(quiet, as_json), _there(atlas, atlas.iou_matrix(layer, keep=keep, kernels=kernels))
     if csv:
         write_whole(csv, found.to_csv(float_format="%.5g").encode())
     if plot:
@@ -168,6 +166,13 @@ def clusters(atlas: Atlas, layer, number, overlap, keep, kernels, as_json, quiet
     how: dict[str, Any] = {"number": 10 if number is None and overlap is None else number, "overlap": overlap}
     found = atlas.clusters(layer, **how, keep=keep, kernels=kernels)
     _print(Screen(quiet, as_json), found, len(found), undefined="alone")
+
+
+def _there(atlas: Atlas, found: pandas.DataFrame) -> pandas.DataFrame:
+    """What was found, or an InputError if that is nothing."""
+    if not len(found):
+        raise InputError(f"the atlas in {str(atlas.directory)!r} has no chunk of that yet")
+    return found
 
 
 def _png(path: Path) -> Path:
