@@ -55,8 +55,8 @@ def compare(
 
     Intervals are percentiles of the bootstrap over test images; every criterion is judged on the same resamples. A
     circuit that is constant has no r (nan; `Comparison.constant` counts them); in averages over features it counts as
-    0. A feature that is constant in the full network has none either, and is left out of averages, as a layer of no other
-    features is.
+    0. A feature that is constant in the full network has none either, and is left out of averages, as is a layer that
+    has no other.
 
     Args:
         model, images, absolute, layers, granularity, steps, seed, precision, chunk, batch: as for `score`.
