@@ -215,6 +215,47 @@ def test_layout_has_no_overlaps(branches, small):
             assert curve[0, 1] == placed.centres[a][1] and curve[-1, 1] == placed.centres[b][1]
 
 
+class Dense(nn.Module):
+    """Every layer reads all before it, as in a DenseNet; and two sums behind one layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        found = [nn.relu(nn.Conv(2, (1, 1), name="first")(x))]
+        for k in range(11):
+            y = nn.relu(nn.Conv(2, (1, 1), name=f"in{k}")(jnp.concatenate(found, -1)))
+            found.append(nn.relu(nn.Conv(2, (1, 1), name=f"out{k}")(y)))
+        a, b, c = (nn.Conv(2, (1, 1), name=name)(found[-1]) for name in "abc")
+        return nn.Conv(2, (1, 1), name="last")(a + b + c)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = jc.Model(Dense(), random_variables(Dense(), (1, 4, 4, 1)), name="dense", input_size=4, channels=1)
+    return model, random_circuit(model, "last", 1, 1.0, 1, scored=True)
+
+
+def test_columns_of_many_rows_stay_in_the_picture(dense):
+    found = graph(*dense)
+    columns = rows(found)
+    assert max(map(len, columns)) > 25, "more than the height has room for"
+    placed = layout(found, columns, orders(found, columns), found.within(found.kept))
+    assert min(placed.sizes.values()) > 10
+    for n, (_, y) in placed.centres.items():
+        assert placed.sizes[n] / 2 <= y <= placed.height - placed.sizes[n] / 2
+    for curve in placed.curves.values():
+        assert (curve[:, 1] >= 0).all() and (curve[:, 1] <= placed.height).all()
+
+
+def test_nodes_of_grey_images_and_of_two_sums_have_names_of_their_own(dense):
+    drawing = jc.diagram(*dense)
+    document = json.loads(drawing.to("json"))
+    names = [node["id"] for node in document["nodes"]]
+    assert len(set(names)) == len(names) == len(drawing.graph.nodes)
+    assert {"c+:0", "c+2:1"} <= set(names) and not any(e["source"] == e["target"] for e in document["edges"])
+    root = ElementTree.fromstring(drawing.to("svg"))
+    assert "R" not in {"".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
 def test_names_stay_in_their_columns(branches):
     """However long: half of a name and half of its neighbour's fit between two columns, and the outer ones in the
     margins."""

@@ -13,8 +13,9 @@ from PIL import Image
 
 import jaxcircuits as jc
 from jaxcircuits.cli import main
+from jaxcircuits.diagram.layout import layout
 from jaxcircuits.pages import data_uri, inert, render, table
-from tests.test_diagram import circuit_of, random_circuit
+from tests.test_diagram import Dense, circuit_of, random_circuit
 from tests.twins import random_variables
 
 EVIL = "</script><script>window.hit=1;alert(1)</script><img src=x onerror=alert(2)>{{7*7}}"
@@ -75,6 +76,21 @@ def test_what_is_drawn_is_the_effective_circuit(opened, html, drawing):
         exact = drawing.graph.edges[k].weights.ravel()
         np.testing.assert_allclose(np.array(weights) / 127 * np.abs(exact).max(), exact, atol=np.abs(exact).max() / 250)
     assert colours(page, page.locator(".stage")) > 100
+
+
+def test_nodes_stand_where_the_figure_has_them(opened, drawing):
+    """Also in columns of more rows than have room."""
+    model = jc.Model(Dense(), random_variables(Dense(), (1, 4, 4, 1)), name="dense", input_size=4, channels=1)
+    many = jc.diagram(model, random_circuit(model, "last", 1, 1.0, 1, scored=True))
+    for one in (drawing, many):
+        page = opened(one.to("html").decode())
+        places = page.evaluate("({ x: [...diagram.places.x], y: [...diagram.places.y], s: [...diagram.places.size] })")
+        placed = layout(one.graph, one.columns, one.order, one.graph.within(one.graph.kept))
+        assert len(placed.centres) > 10
+        for n, (x, y) in placed.centres.items():
+            found = places["x"][n], places["y"][n], places["s"][n]
+            assert found == pytest.approx((x, y, placed.sizes[n]), abs=1e-6)
+    assert page.evaluate("diagram.channel(0)") == "channel 0", "a grey image has no colours"
 
 
 def test_nothing_overlaps(opened, html):

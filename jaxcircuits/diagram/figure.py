@@ -122,10 +122,10 @@ def _draw_node(axes, graph: Graph, node: int, centre, size: float, pictures: Pic
         style = f"round,pad=0,rounding_size={0.1 * size}"
         axes.add_patch(FancyBboxPatch((x - half, y - half), size, size, boxstyle=style, facecolor=PANEL, **edge))
     else:
-        colours = kind == INPUT and sum(graph.block(n).kind == INPUT for n in range(len(graph.nodes))) <= 3
-        number = "RGB"[channel % 3] if colours else number if kind == INPUT else kind
+        colours = kind == INPUT and graph.channels == 3
+        number = "RGB"[channel] if colours else number if kind == INPUT else kind
         bold["color"] = "white" if colours else INK
-        fill = PIXELS[channel % 3] if colours else "#e3e6eb"
+        fill = PIXELS[channel] if colours else "#e3e6eb"
         axes.add_patch(Circle((x, y), half, facecolor=fill, **{**edge, "linewidth": 0.2}))
     if size > NARROW:
         axes.text(x, y, number, fontsize=0.19 * size, weight="bold", ha="center", va="center", **bold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from typing import Any
 
@@ -32,31 +33,33 @@ def as_networkx(graph: Graph, circuit: Circuit, *, weights: bool = False) -> Any
     Raises:
         InputError: networkx is not installed.
     """
-    flow = graph.within(min(graph.kept, graph.most))
-    found = _networkx().MultiDiGraph(model=printable(circuit.manifest["model"]), feature=_name(graph, graph.feature))
+    flow, names = graph.within(min(graph.kept, graph.most)), _names(graph)
+    found = _networkx().MultiDiGraph(model=printable(circuit.manifest["model"]), feature=names[graph.feature])
     for node, (block, channel) in enumerate(graph.nodes):
         if flow.nodes[node]:
             name, kind, _ = graph.blocks[block]
-            found.add_node(_name(graph, node), layer=name, channel=channel, kind=kind, depth=int(graph.depths[block]))
+            found.add_node(names[node], layer=name, channel=channel, kind=kind, depth=int(graph.depths[block]))
     for e, on in zip(graph.edges, flow.edges, strict=False):  # those of other levels come behind
         if not on:
             continue
         values = {"kind": "kernel", "layer": e.layer, "i": e.i, "o": e.o, "sum": e.total}
         values |= {} if e.score is None else {"score": e.score}
         values |= {"weights": e.weights.tolist()} if weights else {}
-        found.add_edge(_name(graph, e.source), _name(graph, e.target), **values)
+        found.add_edge(names[e.source], names[e.target], **values)
     for (a, b), on in zip(graph.links, flow.links, strict=True):
         if on:
-            found.add_edge(_name(graph, a), _name(graph, b), kind="link")
+            found.add_edge(names[a], names[b], kind="link")
     return found
 
 
-def _name(graph: Graph, node: int) -> str:
-    """`features.3:17`, `input:0`, `layer1.0.conv2+:5`; without a number, what stands for all channels."""
-    block, channel = graph.nodes[node]
-    name, kind, _ = graph.blocks[block]
-    sign = kind if kind not in ("input", "layer") else ""
-    return f"{name}{sign}:{'*' if channel < 0 else channel}"
+def _names(graph: Graph) -> list[str]:
+    """`features.3:17`, `input:0`, `layer1.0.conv2+:5`, of a second such sum `layer1.0.conv2+2:5`; `*` for all channels
+    of a layer that is not scored."""
+    blocks: list[str] = []
+    for name, kind, _ in graph.blocks:
+        new = name + (kind if kind not in ("input", "layer") else "")
+        blocks.append(next(one for n in itertools.count(1) if (one := new if n == 1 else f"{new}{n}") not in blocks))
+    return [f"{blocks[block]}:{'*' if channel < 0 else channel}" for block, channel in graph.nodes]
 
 
 def _networkx():

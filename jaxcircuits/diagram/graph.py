@@ -65,6 +65,7 @@ class Graph:
         relevant: kernels from which a path leads to the feature.
         scored: whether the edges have scores, and smaller and larger circuits can be told from them.
         cut: whether the circuit keeps more than `most`.
+        channels: of the images; three are red, green and blue.
     """
 
     blocks: tuple[Block, ...]
@@ -79,6 +80,7 @@ class Graph:
     relevant: int
     scored: bool
     cut: bool
+    channels: int
 
     def block(self, node: int) -> Block:
         return self.blocks[self.nodes[node][0]]
@@ -168,6 +170,7 @@ def graph(model: Model, circuit: Circuit, *, most: int = MOST) -> Graph:
         int(circuit.manifest["relevant"]),
         best.scored,
         kept > most,
+        network.image_shape[-1],
     )
     return _without_the_rest(drawn)
 
@@ -281,4 +284,5 @@ def _without_the_rest(whole: Graph) -> Graph:
         whole.relevant,
         whole.scored,
         whole.cut,
+        whole.channels,
     )

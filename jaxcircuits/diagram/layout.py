@@ -21,6 +21,7 @@ GAPS = 190.0, 400.0
 PITCH, FILL = 52.0, 0.86  # the largest distance of nodes, and how much of it a node takes
 SMALL, SIDE = 32.0, 4  # below this distance nodes stand side by side, at most so many
 HEADER, CORRIDOR, BETWEEN = 34.0, 22.0, 16.0  # heights: over a block, of passing edges, between rows
+FIXED = 0.7  # of the height these take at the most; in a column of many rows they are lower
 LETTER, MARGIN = 7.9, 80.0  # widths: of a letter of a name over a block, and left and right of everything
 SWEEPS = 12
 
@@ -149,33 +150,37 @@ def layout(graph: Graph, columns: Sequence[Sequence[Row]], order: np.ndarray, fl
     for depth, column in enumerate(columns):
         x = depth * step
         shown = [row for row in column if (row.block in nodes if row.to is None else tuple(row) in passing)]
+        gaps = max(len(shown) - 1, 1)
         fixed = sum(HEADER if row.to is None else CORRIDOR for row in shown) + BETWEEN * (len(shown) - 1)
+        low = min(1.0, FIXED * HEIGHT / max(fixed, 1))
+        header, corridor, between, fixed = (low * height for height in (HEADER, CORRIDOR, BETWEEN, fixed))
         total = sum(len(nodes[row.block]) for row in shown if row.to is None)
         beside, size, pitch = _sizes(fixed, total)
-        over = max(0.0, size - pitch)  # bricks are higher than their share
+        over = min(max(0.0, size - pitch), (HEIGHT - fixed) / (2 * gaps))  # bricks are higher than their share
         fixed += over * (len(shown) - 1)
         beside, size, pitch = _sizes(fixed, total)
         y = (HEIGHT - fixed - total * pitch) / 2
         for row in shown:
             if row.to is not None:
-                corridors[depth, row.block, row.to] = y + CORRIDOR / 2
-                y += CORRIDOR + BETWEEN + over
+                corridors[depth, row.block, row.to] = y + corridor / 2, corridor
+                y += corridor + between + over
                 continue
             tops[row.block] = (x, y - max(0.0, size - pitch) / 2)
-            y += HEADER
+            y += header
             for k, node in enumerate(nodes[row.block]):
                 # side by side like bricks: every node has a height of its own
                 centres[node] = (x + (k % beside - (beside - 1) / 2) * size * 1.2, y + pitch / 2)
                 sizes[node] = size
                 y += pitch
-            y += BETWEEN + over
+            y += between + over
     within = {n: (k + 0.5) / len(group) - 0.5 for group in nodes.values() for k, n in enumerate(group)}
     curves = {}
     for a, b in there:
         (ba, _), (bb, _) = graph.nodes[a], graph.nodes[b]
         points = [(centres[a][0] + sizes[a] / 2, centres[a][1])]
         for depth in range(graph.depths[ba] + 1, graph.depths[bb]):
-            y = corridors[depth, ba, bb] + within[a] * CORRIDOR
+            middle, height = corridors[depth, ba, bb]
+            y = middle + within[a] * height
             points += [(depth * step - PITCH, y), (depth * step + PITCH, y)]
         points.append((centres[b][0] - sizes[b] / 2, centres[b][1]))
         curves[a, b] = _chain(points)

@@ -86,6 +86,7 @@ def contents(
         "relevant": graph.relevant,
         "scored": graph.scored,
         "cut": graph.cut,
+        "channels": graph.channels,
         "why": why(graph, circuit),
         "said": said,
     }

@@ -26,14 +26,14 @@ class Diagram {
       inputs: data.nodes.map((_, n) => n).filter((n) => data.blocks[data.nodes[n][0]][1] === "input"),
       inOrder: data.nodes.map((_, n) => n).sort((a, b) => data.nodes[a][2] - data.nodes[b][2]),
       place: (() => { const seen = data.layers.map(() => 0); return data.edges.layer.map((l) => seen[l]++); })(),
-      best: Math.max(1e-30, ...data.edges.score.map((s) => Math.abs(s ?? 0))),
+      best: data.edges.score.reduce((best, s) => Math.max(best, Math.abs(s ?? 0)), 1e-30),
     };
   }
 
   /* ---- words ---- */
   channel(node) {
     const [block, channel] = this.data.nodes[node], [name, kind, whole] = this.data.blocks[block];
-    if (kind === "input") return this.graph.inputs.length === 3 ? ["red", "green", "blue"][channel] : `channel ${channel}`;
+    if (kind === "input") return this.data.channels === 3 ? ["red", "green", "blue"][channel] : `channel ${channel}`;
     if (kind === "direction") return "the direction";
     return whole ? "all channels" : `channel ${channel}`;
   }
@@ -129,7 +129,7 @@ class Diagram {
       const [block, channel, , picture] = this.data.nodes[node], kind = this.data.blocks[block][1];
       const mark = svg("g", { class: `node ${kind === "+" || kind === "×" || kind === "all" ? "junction" : kind}`, tabindex: 0, role: "button", "aria-pressed": "false", "data-node": node });
       if (node === this.data.feature) mark.classList.add("feature");
-      if (kind === "input" && this.graph.inputs.length === 3) mark.classList.add(["red", "green", "blue"][channel]);
+      if (kind === "input" && this.data.channels === 3) mark.classList.add(["red", "green", "blue"][channel]);
       const round = kind === "layer" || kind === "direction" ? 0.1 : 0.5;
       if (picture) {
         // of a strip of squares the first is shown

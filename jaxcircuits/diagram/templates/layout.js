@@ -1,6 +1,6 @@
 /* Where nodes and edges stand at one level: by the rules of layout.py. */
 const WIDTH = 1200, HEIGHT = 860, GAPS = [190, 400], PITCH = 52, FILL = 0.86, SMALL = 32, SIDE = 4;
-const HEADER = 34, CORRIDOR = 22, BETWEEN = 16, LETTER = 7.9, MARGIN = 70;
+const HEADER = 34, CORRIDOR = 22, BETWEEN = 16, FIXED = 0.7, LETTER = 7.9, MARGIN = 70;
 
 /* Which pairs (edges first, then links) and nodes lie on a path from the pixels to the feature, for the best kernels. */
 function flowOf(graph, kernels) {
@@ -40,19 +40,23 @@ function layoutOf(graph, data, flow) {
     const shown = column.filter(([b, to]) => (to === null ? members[b].length : passing.has(`${b},${to}`)));
     let fixed = BETWEEN * (shown.length - 1), total = 0;
     for (const [b, to] of shown) { fixed += to === null ? HEADER : CORRIDOR; if (to === null) total += members[b].length; }
-    const over = Math.max(0, sizesOf(fixed, total).side - sizesOf(fixed, total).pitch);  // bricks are higher than their share
+    const low = Math.min(1, (FIXED * HEIGHT) / Math.max(fixed, 1));  // in a column of many rows
+    const header = low * HEADER, corridor = low * CORRIDOR, between = low * BETWEEN;
+    fixed *= low;
+    const brick = sizesOf(fixed, total), room = (HEIGHT - fixed) / (2 * Math.max(shown.length - 1, 1));
+    const over = Math.min(Math.max(0, brick.side - brick.pitch), room);  // bricks are higher than their share
     fixed += over * (shown.length - 1);
     const { beside, side, pitch } = sizesOf(fixed, total);
     let at = (HEIGHT - fixed - total * pitch) / 2;
     for (const [b, to] of shown) {
-      if (to !== null) { corridors[`${depth},${b},${to}`] = at + CORRIDOR / 2; at += CORRIDOR + BETWEEN + over; continue; }
+      if (to !== null) { corridors[`${depth},${b},${to}`] = [at + corridor / 2, corridor]; at += corridor + between + over; continue; }
       tops[b] = [depth * step, at - Math.max(0, side - pitch) / 2];
-      at += HEADER;
+      at += header;
       members[b].forEach((node, k) => {
         x[node] = depth * step + (k % beside - (beside - 1) / 2) * side * 1.2;
         y[node] = at + pitch / 2; size[node] = side; at += pitch;
       });
-      at += BETWEEN + over;
+      at += between + over;
     }
   });
   const curves = new Array(graph.pairs);
@@ -60,7 +64,7 @@ function layoutOf(graph, data, flow) {
     if (!flow.on[p]) continue;
     const a = graph.source[p], b = graph.target[p], points = [[x[a] + size[a] / 2, y[a]]];
     for (let depth = data.blocks[block(a)][3] + 1; depth < data.blocks[block(b)][3]; depth++) {
-      const h = corridors[`${depth},${block(a)},${block(b)}`] + within[a] * CORRIDOR;
+      const [middle, height] = corridors[`${depth},${block(a)},${block(b)}`], h = middle + within[a] * height;
       points.push([depth * step - PITCH, h], [depth * step + PITCH, h]);
     }
     points.push([x[b] - size[b] / 2, y[b]]);

@@ -7,7 +7,8 @@
   /* Okabe and Ito's colours for groups; from dark blue through green to yellow for activations. */
   const kinds = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#f0e442"];
   const ramp = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-  const low = Math.min(...data.activations), high = Math.max(...data.activations);
+  const extreme = (of) => data.activations.reduce((a, b) => of(a, b));
+  const low = extreme(Math.min), high = extreme(Math.max);
 
   const between = (share) => {
     const at = share * (ramp.length - 1), k = Math.min(Math.floor(at), ramp.length - 2);
