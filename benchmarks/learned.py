@@ -128,7 +128,7 @@ def main(seed: int, number: int, folds: int, criteria: str, steps: int, fewer: s
     model = jc.load("alexnet", weights="lpips")
     images = np.concatenate([np.asarray(block[:real]) for block, real in batches(jc.read_images("photos", model), 16)])
     photograph = np.arange(len(images)) // CROPS
-    asked = {"kind": "learned", "seed": seed, "folds": folds, "keeps": list(KEEPS), "steps": steps}
+    asked = {"kind": "learned", "seed": seed, "number": number, "folds": folds, "keeps": list(KEEPS), "steps": steps}
     document: dict[str, Any] = {**asked, **machine(), "rows": []}
     if out.is_file():
         before = json.loads(out.read_text())

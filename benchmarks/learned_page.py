@@ -80,7 +80,7 @@ def by_number(document: Document) -> list[str]:
         cells = []
         for k in range(len(document["keeps"])):
             unseen = statistics.fmean(correlation([row["sums"][k]]) for row in some)
-            cells.append(f"{unseen:.3f} / {statistics.fmean(row['seen'][k] for row in some):.3f}")
+            cells.append(f"{unseen:.3f} / {statistics.fmean(row['seen'][k] or 0.0 for row in some):.3f}")
         rows.append([str(photographs or most), *cells])
     return table(["photographs", *(f"keep {keep:g}" for keep in document["keeps"])], rows)
 

@@ -21,8 +21,9 @@ MARKERS = ("o", "s", "^")
 
 
 def curves(
-    path: Path, labels: Sequence[str], amounts: Sequence[float], r: np.ndarray, *, title: str = "", xlabel: str = "keep"
-) -> None:
+    path: Path, labels: Sequence[str], amounts: Sequence[float], r: np.ndarray, *, title: str = "",
+    xlabel: str = "keep", what: str = "features",
+) -> None:  # fmt: skip
     """Draw r (F, K) over how much is kept, a line for each feature and, from three on, their mean.
 
     Args:
@@ -32,6 +33,7 @@ def curves(
         r: correlations; nan leaves a gap.
         title: over the plot.
         xlabel: what the amounts are.
+        what: the labels name.
     """
     from matplotlib.figure import Figure
 
@@ -46,7 +48,7 @@ def curves(
     if len(labels) > 2:
         defined = np.isfinite(r)
         mean = np.where(defined, r, 0).sum(0) / np.where(defined.any(0), defined.sum(0), np.nan)
-        name = "mean" if named else f"mean of {len(labels)} features"
+        name = "mean" if named else f"mean of {len(labels)} {what}"
         axes.plot(x, mean, color="black", linewidth=2, label=name, zorder=3)
     _dress(axes, x, float(np.nanmin(r, initial=0.0)), title)
     axes.set(xlabel=xlabel, ylabel="r with the full network")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ import jaxcircuits as jc
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import question
 from jaxcircuits.atlas.lock import held
+from tests.twins import random_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*so that r is not defined")
 
@@ -214,6 +216,35 @@ def test_two_features_of_one_name_are_refused(small, tmp_path, again, name):
     with pytest.raises(jc.InputError, match=f"the feature {name} is asked for twice"):
         build(small, tmp_path / "atlas", [*first, jc.Features("layer1.conv1"), again])
     assert not (tmp_path / "atlas").exists()
+
+
+class Alike(nn.Module):
+    """Layers whose names differ in case alone, and one with a long name."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name in ("conv", "Conv", "long" * 70):
+            x = nn.relu(nn.Conv(2, (1, 1), name=name)(x))
+        return x
+
+
+def test_folders_differ_whatever_the_layers_are_called(tmp_path):
+    model = jc.Model(Alike(), random_variables(Alike(), (1, 4, 4, 3)), name="alike", input_size=4)
+    images = np.random.default_rng(0).standard_normal((2, 4, 4, 3), np.float32)
+    jc.build_atlas(model, images, directory=tmp_path / "atlas", keep=[0.5, 0.5])
+    assert jc.verify_atlas(tmp_path / "atlas") == []
+    atlas = jc.Atlas(tmp_path / "atlas")
+    assert len(atlas.features) == 6 and atlas.amounts == (0.5,)
+    folders = [path.name.lower() for path in (tmp_path / "atlas").iterdir() if path.is_dir()]
+    assert len(set(folders)) == 3 and max(map(len, folders)) <= 200
+    assert len(atlas.statistics()) == 3
+
+
+def test_a_direction_whose_file_has_no_utf8_name(small, tmp_path):
+    features = jc.Features("features.0", directions=np.eye(8)[3], names=["b\udce4d-0"])
+    build(small, tmp_path / "atlas", features)
+    assert jc.verify_atlas(tmp_path / "atlas") == []
+    assert jc.Atlas(tmp_path / "atlas").circuit("features.0:b\udce4d-0", keep=0.5)
 
 
 def test_a_second_run_is_told(small, copied):

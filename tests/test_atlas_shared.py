@@ -71,7 +71,8 @@ def test_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker(tmp_path):
-    """A scheduler and two workers in processes of their own; one is killed when the first chunk is there."""
+    """A scheduler and two workers in processes of their own; one is killed when the first chunk is there, and in
+    another atlas the scheduler."""
     np.save(tmp_path / "two.npy", np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     env, python, running = environment(tmp_path), [sys.executable, "-m"], []
     local = ["--host", "127.0.0.1", "--no-dashboard"]
@@ -88,6 +89,13 @@ def test_a_dask_cluster_that_loses_a_worker(tmp_path):
         until(lambda: list(tmp_path.glob("atlas/features.0/*.json")) or client.poll() is not None)
         running[1].send_signal(signal.SIGKILL)
         waited(client, tmp_path / "log")
+        again = [*python, *asked, "--dask", address, "--out", "lost"]
+        client = started(again, env, tmp_path / "lost.log", cwd=tmp_path)
+        running.append(client)
+        until(lambda: list(tmp_path.glob("lost/features.0/*.json")) or client.poll() is not None)
+        running[0].send_signal(signal.SIGKILL)
+        assert client.wait(400) == 2
+        assert f"the Dask scheduler at '{address}' is gone" in (tmp_path / "lost.log").read_text().splitlines()[-1]
     finally:
         for process in running:
             process.kill()

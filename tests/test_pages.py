@@ -15,6 +15,7 @@ import jaxcircuits as jc
 from jaxcircuits.cli import main
 from jaxcircuits.diagram.layout import layout
 from jaxcircuits.pages import data_uri, inert, render, table
+from jaxcircuits.report import entry
 from tests.test_diagram import Dense, circuit_of, random_circuit
 from tests.twins import random_variables
 
@@ -353,6 +354,23 @@ def test_report(opened, small):
     first = page.locator(".entry").first
     first.locator(".node:not([hidden])").nth(5).click()
     assert first.locator(".edge.on").count() and not page.locator(".entry").nth(1).locator(".edge.on").count()
+
+
+def test_a_reports_own_r_is_that_of_its_own_means(small):
+    """On other images than those that its means are of."""
+    (circuit,) = jc.extract(
+        small.model, small.images, jc.Features("features.3", [1]), keep=0.3, ablation="mean", with_scores=True
+    )
+    others = np.random.default_rng(5).standard_normal((4, 13, 11, 3), np.float32)
+    curve = entry(small.model, circuit, others, pictures="none")["curve"]
+    (own,) = [r for _, count, r in curve["points"] if count == circuit.manifest["kept"]]
+    masks, offsets = ({name: a[None] for name, a in arrays.items()} for arrays in (circuit.masks, circuit.offsets))
+    asked = {"ablation": "mean", "offsets": offsets}
+    expected = jc.correlation(small.model, others, circuit.features, masks, **asked)[0]
+    assert own == pytest.approx(expected, abs=1e-6)
+    assert own != pytest.approx(
+        jc.correlation(small.model, others, circuit.features, masks, ablation="mean")[0], abs=1e-4
+    )
 
 
 def test_a_report_with_pictures_that_are_made(opened, small):

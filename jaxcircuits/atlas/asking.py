@@ -19,6 +19,7 @@ from jaxcircuits.model import Model
 from jaxcircuits.options import Options
 
 SIZES = ("chunk", "batch")
+LONGEST = 150  # letters of a folder's name, before a number
 
 
 def asked(
@@ -92,8 +93,10 @@ def agreed(new: Plan, root: Path, *, sized: tuple[bool, bool]) -> Plan:
 
 
 def _folder(features: Features, taken: set[str]) -> str:
-    """A folder's name: `features.3`, `features.3@middle`, `features.3.max`, with a number where it is taken."""
+    """A folder's name: `features.3`, `features.3@middle`, `features.3.max`, with a number where it is taken, also in
+    other letters' case; cut where it is long."""
     place = ",".join(map(str, features.place)) if isinstance(features.place, tuple) else features.place
     name = features.layer + (f"@{place}" if place else "")
     name = re.sub(r"[^\w.,@-]", "_", name + ("" if features.objective == "abs" else f".{features.objective}"))
-    return next(new for n in itertools.count(1) if (new := name if n == 1 else f"{name}-{n}") not in taken)
+    name, there = name[:LONGEST], {folder.lower() for folder in taken}
+    return next(new for n in itertools.count(1) if (new := name if n == 1 else f"{name}-{n}").lower() not in there)

@@ -6,10 +6,12 @@ the model and the images themselves. When a worker dies, the scheduler gives its
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,12 +83,17 @@ def _on_cluster(
                 done = Done(*future.result())
                 progress(done.features * each)
                 yield done
+        except (CancelledError, distributed.comm.CommClosedError) as error:
+            raise InputError(
+                f"the Dask scheduler at {address!r} is gone; what is done is kept, and the same command goes on"
+            ) from error
         except distributed.KilledWorker as error:
             raise InputError(
                 f"workers died again and again at one chunk, perhaps for want of memory: {error}"
             ) from error
         finally:
-            client.cancel(futures)
+            with contextlib.suppress(OSError, CancelledError):  # of a scheduler that is gone
+                client.cancel(futures)
 
 
 def _task(work: Work, root: Path) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -106,7 +106,7 @@ def iou_matrix(atlas: Atlas, k: int, layer: str | None) -> pandas.DataFrame:
         labels += part.labels
         for name, packed in part.bits.items():
             rows.setdefault(name, []).append(numbers)
-            bits.setdefault(name, []).append(packed)
+            bits.setdefault(name, []).append(packed.copy())  # without the other levels
     masks = ((np.concatenate(rows[name]), np.concatenate(bits[name])) for name in bits)
     found = overlaps.iou_of(overlaps.intersections(masks, len(labels)))
     return pandas.DataFrame(found, index=labels, columns=labels)
@@ -175,30 +175,32 @@ def statistics(atlas: Atlas) -> pandas.DataFrame:
     name = next(iter(atlas.plan.amounts[0]))
     rows = []
     for layer in atlas.layers:
+        found: dict[str, list[np.ndarray]] = {"correlation": [], "kept": [], "effective": []}
+        together: dict[str, np.ndarray] = {}
+        for part in parts(atlas, 0, layer):  # once for all levels, for its masks and scores may be large
+            for which, values in found.items():
+                values.append(getattr(part.chunk, which))
+            for scored, packed in part.chunk.masks.items():
+                any_of = np.bitwise_or.reduce(packed, axis=0)
+                together[scored] = together[scored] | any_of if scored in together else any_of
+        if not together:
+            continue
+        used = _used(atlas, together)
+        every = [np.concatenate(values) for values in found.values()]
         for k, amount in enumerate(atlas.amounts):
-            found = list(parts(atlas, k, layer))
-            if not found:
-                continue
-            r, kept, effective = (
-                np.concatenate([getattr(part.chunk, which)[:, k] for part in found])
-                for which in ("correlation", "kept", "effective")
-            )
+            r, kept, effective = (values[:, k] for values in every)
             defined = r[np.isfinite(r)]
             low, median, high = np.percentile(defined, [10, 50, 90]) if len(defined) else [np.nan] * 3
             numbers = {"mean": defined.mean() if len(defined) else np.nan, "low": low, "median": median, "high": high}
             row = {"layer": layer, name: amount, "features": len(r), **numbers, "constant": len(r) - len(defined)}
-            rows.append(row | {"kept": kept.mean(), "effective": effective.mean(), "used": _used(atlas, found)})
+            rows.append(row | {"kept": kept.mean(), "effective": effective.mean(), "used": used[k]})
     return pandas.DataFrame(rows)
 
 
-def _used(atlas: Atlas, found: Sequence[Part]) -> float:
-    """The share of the kernels of the parts' layers that any circuit has."""
-    used, there = 0, 0
-    for layer in found[0].bits:
-        together = np.bitwise_or.reduce([np.bitwise_or.reduce(part.bits[layer], axis=0) for part in found])
-        outputs, inputs = atlas.shapes[layer]
-        used, there = used + int(np.bitwise_count(together).sum()), there + outputs * inputs
-    return used / there
+def _used(atlas: Atlas, together: dict[str, np.ndarray]) -> np.ndarray:
+    """The share of these layers' kernels that any circuit has, of what all have together {layer: (K, bytes)}: (K,)."""
+    used = sum(np.bitwise_count(bits).sum(-1, dtype=np.int64) for bits in together.values())
+    return used / sum(np.prod(atlas.shapes[layer]) for layer in together)
 
 
 def _shape(atlas: Atlas, layer: str) -> tuple[int, int]:

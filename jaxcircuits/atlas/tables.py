@@ -14,6 +14,7 @@ from jaxcircuits.atlas.store import TABLE, Chunk, ChunkId, Plan, read_chunk
 from jaxcircuits.circuit import finite
 from jaxcircuits.files import write_whole
 from jaxcircuits.packages import needed
+from weights_conversion.errors import printable
 from weights_conversion.guards import file_size
 
 MOST_TIMES = 4  # so much larger than in memory a table may be on disk
@@ -24,7 +25,9 @@ def _table(plan: Plan, root: Path, group: int):
 
     text, real, whole = pa.string(), pa.float64(), pa.int32()
     kinds = {"feature": text, "keep": real, "kernels": whole, "relevant": whole, "kept": whole, "effective": whole}
-    return pa.Table.from_pylist(list(rows(plan, root, group)), pa.schema(kinds | {"correlation": real}))
+    # a direction has its file's name, which may be no UTF-8
+    found = [row | {"feature": printable(row["feature"])} for row in rows(plan, root, group)]
+    return pa.Table.from_pylist(found, pa.schema(kinds | {"correlation": real}))
 
 
 def write_table(plan: Plan, root: Path, group: int) -> None:

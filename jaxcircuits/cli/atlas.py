@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import jax
 
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.building import KEEPS, Done, begun, question
@@ -102,7 +104,10 @@ def atlas(
 
         engine = on_devices()
     with begun(plan, root) as todo:
-        _build(screen, work, root, todo, engine, what)
+        seconds = _build(screen, work, root, todo, engine, what)
+    size, circuits = sum(_sizes(root)), len(plan.amounts) * sum(len(plan.features(which)) for which in plan)
+    screen.say(f"\n{circuits} circuits in {root}, {size / 1e6:.1f} MB")
+    screen.line({"event": "done", "directory": str(root), "bytes": size, "seconds": round(seconds, 3)})
 
 
 def _features(text: str, layers: Mapping[str, Layer], objective: str) -> Features:
@@ -110,7 +115,16 @@ def _features(text: str, layers: Mapping[str, Layer], objective: str) -> Feature
     return parse(text if ":" in text else f"{text}:*", layers, objective=objective)
 
 
-def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engine, what: str) -> None:
+def _sizes(root: Path) -> Iterator[int]:
+    """Bytes of the files that are there; others may come and go meanwhile."""
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                yield path.stat().st_size
+
+
+def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engine, what: str) -> float:
+    """Make this process's share of the chunks; the seconds that it took."""
     plan, number = work.plan, count(work.images)
     sizes = {which: len(plan.features(which)) for which in plan}
     there = sum(sizes.values()) - sum(sizes[which] for which in todo)
@@ -118,7 +132,7 @@ def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engi
     screen.line({"event": "begun", "directory": str(root), "features": sum(sizes.values()), "there": there,
                  "chunks": len(sizes), "left": len(todo), "images": number})  # fmt: skip
     pace = Pace(plan, effort(work), number, todo)
-    total = number * sum(sizes[which] for which in todo) * (1 + len(plan.amounts))
+    total = number * sum(sizes[which] for which in todo) * (1 + len(plan.amounts)) / jax.process_count()
     with screen.progress("scoring and judging", total, of="features", each=number * (1 + len(plan.amounts))) as tell:
         for done in engine(work, root, todo, tell):
             event = pace.after(done)
@@ -127,9 +141,7 @@ def _build(screen: Screen, work: Work, root: Path, todo: Sequence[ChunkId], engi
                 f"{there + event['done']} of {sum(sizes.values())} features, {event['features_per_second']:.3g} a "
                 f"second, {number} images each, {spoken(event['seconds_left'])} left"
             )
-    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    screen.say(f"\n{sum(sizes.values()) * len(plan.amounts)} circuits in {root}, {size / 1e6:.1f} MB")
-    screen.line({"event": "done", "directory": str(root), "bytes": size, "seconds": round(pace.elapsed, 3)})
+    return pace.elapsed
 
 
 class Pace:
@@ -139,12 +151,13 @@ class Pace:
         plan: of the atlas.
         efforts: of a feature of each group and an image.
         images: how many.
-        todo: the chunks that are left.
+        todo: the chunks that are left, in all processes, which have about as much work each.
     """
 
     def __init__(self, plan: Plan, efforts: Sequence[float], images: int, todo: Sequence[ChunkId]) -> None:
         self.efforts, self.images, self.begun = efforts, images, time.monotonic()
-        self.total = sum(efforts[which.group] * len(plan.features(which)) for which in todo)
+        everything = sum(efforts[which.group] * len(plan.features(which)) for which in todo)
+        self.total = everything / jax.process_count()
         self.features, self.spent = 0, 0.0
 
     @property
@@ -159,7 +172,7 @@ class Pace:
             "images": self.images,
             "features_per_second": round(self.features / self.elapsed, 4),
             "seconds": round(self.elapsed, 3),
-            "seconds_left": round(self.elapsed * (self.total - self.spent) / self.spent, 3),
+            "seconds_left": round(self.elapsed * max(0.0, self.total / self.spent - 1), 3),
             "bytes": done.bytes,
         }
 

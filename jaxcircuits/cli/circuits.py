@@ -123,7 +123,8 @@ def evaluate(
 
     Weights and images are those that the circuit was made with, unless told otherwise. On other images (--images
     photos:b for a circuit made on photos:a) the judgement is fair. With --nulls, p is the share of random circuits of
-    as many kernels (or filters) in each layer, and of this one, whose r is as high.
+    as many kernels (or filters) in each layer, and of this one, whose r is as high; by mean ablation, each with its
+    means over these images.
     """
     screen = Screen(quiet, as_json)
     opened = [(path, Circuit.load(path)) for path in circuits]

@@ -51,7 +51,8 @@ def statistics(atlas: Atlas, plot: Path | None, as_json, quiet) -> None:
     if plot:
         r = found.pivot(index="layer", columns=found.columns[1], values="mean").loc[list(found["layer"].unique())]
         title = f"{atlas.manifest['model']}, mean r"
-        plots.curves(plot, list(r.index), list(r.columns), r.to_numpy(), title=title)
+        amounts, how = list(r.columns), {"xlabel": str(found.columns[1]), "what": "layers"}
+        plots.curves(plot, list(r.index), amounts, r.to_numpy(), title=title, **how)
         screen.say(f"\nplot in {plot}")
 
 

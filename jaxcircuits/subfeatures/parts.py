@@ -106,7 +106,8 @@ def separate(
     rng = np.random.default_rng(seed)
     drawn = range(nulls if len(kinds) > 1 else 0)
     random = np.array([_mean_of_pairs(circuits(rng.permutation(place))[2]) for _ in drawn])
-    p = (1 + (random <= _mean_of_pairs(overlap)).sum()) / (1 + len(random)) if len(kinds) > 1 else float("nan")
+    as_far = (random <= _mean_of_pairs(overlap) + 1e-9).sum()  # the same pairs in another order are as far
+    p = (1 + as_far) / (1 + len(random)) if len(kinds) > 1 else float("nan")
     names = tuple(str(kind) for kind in kinds)
     return Parts(scores, names, place, found, masks, keep, kernels, overlap, random, float(p))
 
@@ -120,7 +121,7 @@ def overlaps(masks: Masks) -> np.ndarray:
 
 
 def _mean_of_pairs(overlap: np.ndarray) -> float:
-    pairs = overlap[np.triu_indices(len(overlap), 1)]
+    pairs = overlap[np.triu_indices(len(overlap), 1)].astype(float)
     return float(pairs.mean()) if pairs.size else float("nan")
 
 
