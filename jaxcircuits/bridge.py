@@ -29,7 +29,7 @@ COUNTERPARTS: dict[type, type[nn.Module]] = {
 }
 OWN = ("kernel", "bias", "scale", "mean", "var")  # variables of these modules
 # what linen calls the same and means in its own way
-APART = (*OWN, "name", "parent", "promote_dtype")
+APART = (*OWN, "name", "parent", "promote_dtype", "use_running_average")
 OTHERS = "others"  # where variables stand that belong to none of them
 
 Place = tuple[str, str, str]  # collection, module, leaf
@@ -55,8 +55,8 @@ def from_nnx(model: nnx.Module, **options: Any) -> Model:
     leaves, tree = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
     places, variables = [], {}
     for path, variable in leaves:
-        place = None  # the state of random numbers stays where it is
-        if not isinstance(variable, nnx.RngState):
+        place = None  # the state of random numbers stays where it is, and arrays that are no variables
+        if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState):
             place = collection, module, leaf = _place([str(part.key) for part in path], variable, owners)
             variables.setdefault(collection, {}).setdefault(module, {})[leaf] = variable.get_value()
         places.append(place)
@@ -97,15 +97,29 @@ class _Linen(nn.Module):
         model = self.merged(lambda place: self.variables[place[0]][place[1]][place[2]])
         for path, module in list(nnx.iter_modules(model)):
             if type(module) in COUNTERPARTS:
-                layer = _counterpart(module, _dotted(path))
                 # wherever the model keeps the module, it now calls the layer
-                module.__class__ = type("Seen", (type(module),), {"__call__": lambda _, x, layer=layer: layer(x)})
+                seen = _caller(_counterpart(module, _dotted(path)))
+                module.__class__ = type("Seen", (type(module),), {"__call__": seen})
         return model(x)  # pyright: ignore[reportCallIssue]
+
+
+def _caller(layer: nn.Module) -> Callable[..., Array]:
+    """What stands in for an nnx module's call."""
+    if not isinstance(layer, nn.BatchNorm):
+        return lambda _, x, **options: layer(x, **options)
+
+    def call(own, x, use_running_average=None, **options):
+        running = own.use_running_average if use_running_average is None else use_running_average
+        return layer(x, use_running_average=running, **options)
+
+    return call
 
 
 def _counterpart(module: nnx.Module, name: str) -> nn.Module:
     kind = COUNTERPARTS[type(module)]
     shared = {field.name for field in dataclasses.fields(kind)} & vars(module).keys() - set(APART)
+    if kind is nn.GroupNorm:
+        shared.remove("group_size")  # which follows from num_groups, and linen takes one of them
     options = {option: getattr(module, option) for option in shared}
     if isinstance(module, (nnx.Conv, nnx.Linear)):
         options["features"] = module.out_features

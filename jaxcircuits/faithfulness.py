@@ -101,7 +101,7 @@ def evaluate(
     masks: Arrays | Sequence[Arrays],
     *,
     ablation: str = "zero",
-    offsets: Arrays | Sequence[Arrays] | None = None,
+    offsets: Arrays | Sequence[Arrays | None] | None = None,
     batch: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:

@@ -189,7 +189,7 @@ def _checked_position(position) -> Position:
         if places.dtype.kind in "iu" and places.shape == (2,):
             return int(places[0]), int(places[1])
         if places.dtype.kind in "iu" and places.ndim == 2 and places.shape[1:] == (2,):
-            return places
+            return places.copy()  # the caller's may change
     raise InputError(
         f"unknown position {position!r}; expected (h, w), 'middle', 'argmax' or an (N, 2) array of numbers"
     )

@@ -13,6 +13,8 @@ ACROSS = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "tria
 
 def called(equation: Any) -> ClosedJaxpr | None:
     """The jaxpr that an equation runs on its own operands, as a call does, and a loop in each turn."""
+    if equation.primitive.name.startswith("reduce"):  # what it has is run on two elements
+        return None
     found = next((v for k, v in equation.params.items() if k in ("jaxpr", "call_jaxpr")), None)
     if found is None:
         return None
@@ -20,10 +22,26 @@ def called(equation: Any) -> ClosedJaxpr | None:
     return closed if len(closed.jaxpr.invars) == len(equation.invars) else None
 
 
+def origin(jaxpr: Any, variable: Any) -> int | None:
+    """Which of the jaxpr's operands a variable is, as it is; None if it is made of any."""
+    places = {id(v): k for k, v in enumerate(jaxpr.invars)}
+    while id(variable) not in places:
+        made = ((e, e.outvars.index(variable)) for e in jaxpr.eqns if any(v is variable for v in e.outvars))
+        equation, number = next(made, (None, 0))
+        inner = None if equation is None or equation.primitive.name in LOOPS else called(equation)
+        if equation is None or inner is None:
+            return None
+        place = origin(inner.jaxpr, inner.jaxpr.outvars[number])
+        if place is None:
+            return None
+        variable = equation.invars[place]
+    return places[id(variable)]
+
+
 def by_element(equation: Any) -> bool:
     """Whether each element of the results is made of those at the same place, of operands that may be broadcast."""
     shapes, results = ([v.aval.shape for v in side] for side in (equation.invars, equation.outvars))
-    return equation.primitive.name not in ACROSS and all(_fits(a, b) for a in shapes for b in results)
+    return equation.primitive.name not in (*ACROSS, *LOOPS) and all(_fits(a, b) for a in shapes for b in results)
 
 
 def _fits(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
+
+# Images of the run in which layers are seen: more than one, so that what does not depend on them is told apart.
+IMAGES = 2
+# An attribute of functions that multiply as `lax` does.
+SAME = "computes_the_same"
 
 Variables = Mapping[str, Any]
 Arrays = Mapping[str, Array | np.ndarray]
@@ -121,7 +127,7 @@ class Call(NamedTuple):
     Attributes:
         module: the linen module.
         kernel, input, output: shapes, with the batch.
-        tapped: whether what it sows gets out.
+        tapped: whether what it sows gets out, and its kernel is the stored one.
     """
 
     module: nn.Conv | nn.Dense
@@ -141,8 +147,13 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
     trouble = ""
     if own := _overridden(type(module)):
         trouble = f"layer {name!r} is a {type(module).__name__}, whose own {own} may use its kernel in another way"
+    elif own := _own_product(module):
+        trouble = f"layer {name!r} has a product of its own ({own}), which may use its kernel in another way"
     elif stored != tuple(kernel) or not first.tapped:
-        trouble = f"layer {name!r} stands inside nn.scan, nn.vmap or nn.WeightNorm, with kernels that it does not store"
+        trouble = (
+            f"layer {name!r} stands inside nn.scan, nn.vmap, nn.map_variables, nn.WeightNorm or nn.SpectralNorm, with "
+            "kernels that it does not store"
+        )
     elif len(calls) > 1:
         trouble = f"layer {name!r} is called {len(calls)} times, so that its kernels have no one input and output"
     elif len(window) != 2:
@@ -155,8 +166,10 @@ def layer_of(path: tuple[str, ...], calls: list[Call], variables: Variables) -> 
         trouble = f"layer {name!r} computes in {jnp.dtype(module.dtype).name}; expected float32 (dtype=None)"
     elif conv and len(first.input) != 4:
         trouble = f"layer {name!r} sees an input of shape {first.input}; expected (N, H, W, C)"
-    elif first.input[0] != 1:
-        trouble = f"layer {name!r} sees {first.input[0]} inputs for one image; expected one"
+    elif first.input[0] == 1:
+        trouble = f"layer {name!r} sees one input for all images; expected one for each"
+    elif first.input[0] != IMAGES:
+        trouble = f"layer {name!r} sees {first.input[0] / IMAGES:g} inputs for one image; expected one"
     elif not math.prod(first.output):
         trouble = f"layer {name!r} has a map without positions for images of this size; expected larger ones"
     padding = ((0, 0), (0, 0))
@@ -186,6 +199,16 @@ def _overridden(kind: type) -> str:
     """What a subclass of linen's layers does in a way of its own, such as to standardise its kernel."""
     own = itertools.takewhile(lambda one: one not in (nn.Conv, nn.Dense), kind.__mro__)
     return next((name for one in own for name in ("__call__", "param", "setup") if name in vars(one)), "")
+
+
+def _own_product(module: nn.Conv | nn.Dense) -> str:
+    """The option by which a layer is told to multiply in another way than `lax` does."""
+    plain = (None, lax.conv_general_dilated, lax.dot_general)
+    for option in ("conv_general_dilated", "conv_general_dilated_cls", "dot_general", "dot_general_cls"):
+        given = getattr(module, option, None)
+        if given not in plain and not hasattr(given, SAME):
+            return option
+    return "" if module.promote_dtype is promote_dtype else "promote_dtype"
 
 
 def _pair(value, length: int) -> tuple[int, ...]:

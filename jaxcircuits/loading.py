@@ -16,6 +16,7 @@ from flax import traverse_util
 from jax import Array
 
 from jaxcircuits.data import ImageNet
+from jaxcircuits.data.files import INTERPOLATIONS
 from jaxcircuits.errors import InputError, nearest
 from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.model import Model, listed
@@ -33,7 +34,7 @@ from weights_conversion import (
 )
 
 MOST_PIXELS = 4096  # height and width that a checkpoint may ask images to be resized to
-_SEEN = ("input_size", "resize_size", "mean", "std")  # what a checkpoint's manifest says of the images
+_SEEN = ("input_size", "resize_size", "interpolation", "mean", "std")  # what a checkpoint's manifest says of the images
 
 
 def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_input: bool | None = None) -> Model:
@@ -84,6 +85,7 @@ def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> M
     else:
         state = _with_new_names(name, read_state(weights, name))
         module, template = _fitting(name, state)
+        state = _with_auxiliary_that_fits(name, state)
         lacking = _without_end(name, state)
         converted = to_flax(
             state, template, optional=lambda key: _may_lack(name, weights, key) or key.rpartition(".")[0] in lacking
@@ -106,6 +108,8 @@ def _recorded(path: str, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool
         if key in ("mean", "std"):
             wrong = not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value)
             wrong = wrong or not all(abs(v) <= 1e6 and (key == "mean" or v > 0) for v in value)
+        elif key == "interpolation":
+            wrong = value not in INTERPOLATIONS
         else:
             wrong = type(value) is not int or not 1 <= value <= MOST_PIXELS
         if wrong:
@@ -130,6 +134,19 @@ def _with_new_names(name: str, state: StateDict) -> StateDict:
     """The weights with today's names."""
     for old, new in RENAMED.get(name, {}).items():
         state = {re.sub(old, new, key): value for key, value in state.items()}
+    return state
+
+
+def _with_auxiliary_that_fits(name: str, state: StateDict) -> StateDict:
+    """The weights without the modules that only training runs, where they are of another number of classes, as after
+    the classifier was exchanged."""
+    classes = state.get(f"{_layers(name)[-1].name}.bias")
+    if classes is None:
+        return state
+    for module in AUXILIARY.get(name, ()):
+        last = [value for key, value in state.items() if key.startswith(f"{module}.fc") and value.ndim == 1][-1:]
+        if last and len(last[0]) != len(classes):
+            state = {key: value for key, value in state.items() if not key.startswith(f"{module}.")}
     return state
 
 
@@ -208,6 +225,7 @@ def checkpoint_manifest(model: Model) -> dict[str, Any]:
         "sha256": model.sha256,
         "input_size": model.input_size,
         "resize_size": model.resize_size,
+        "interpolation": model.interpolation,
         "mean": list(model.mean),
         "std": list(model.std),
         "missing": list(model.missing),

@@ -90,7 +90,7 @@ def all_terms(
         return {}
     given = {name: np.asarray(masks[name]) for name in layers if name in masks}
     order = list(layers)
-    changed = (order.index(n) for n, mask in given.items() if not mask.all() or np.any(offsets.get(n, 0)))
+    changed = (order.index(n) for n, mask in given.items() if (mask != 1).any() or np.any(offsets.get(n, 0)))
     first = next(changed, len(order))
     return {n: terms(layers[n], given[n], full.get(n), pairs[n], order.index(n) <= first, images) for n in names}
 

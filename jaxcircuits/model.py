@@ -38,6 +38,7 @@ class Model:
             {"train": False}, or {"method": function} for a function (module, images) that is built from it.
         input_size: height and width of the images, in pixels.
         resize_size: what the shorter side of a picture is resized to before the centre is cropped.
+        interpolation: by which it is resized, "bilinear" or "bicubic".
         channels: of the images.
         mean, std: of the images' channels, for values from 0 to 1; images are normalised with them.
         weights: where the weights came from, as it was given to `load`.
@@ -51,6 +52,7 @@ class Model:
     apply_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     input_size: int = field(default=_EXPECTED.input_size, kw_only=True)
     resize_size: int = field(default=_EXPECTED.resize_size, kw_only=True)
+    interpolation: str = field(default=_EXPECTED.interpolation, kw_only=True)
     channels: int = field(default=3, kw_only=True)
     mean: tuple[float, ...] = field(default=_EXPECTED.mean, kw_only=True)
     std: tuple[float, ...] = field(default=_EXPECTED.std, kw_only=True)
@@ -128,7 +130,7 @@ class Model:
 
 
 def _float32(leaf: Any) -> Array:
-    array = jnp.asarray(leaf)
+    array = jnp.array(leaf) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)  # the caller's may change
     return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 

@@ -160,7 +160,7 @@ def _apply(equation, seen: list[_Seen]) -> list[_Seen]:
         return _split(equation.params, seen[0])
     if name.startswith("reduce_window"):
         return [_reduce_window(equation.params, seen[0])] * len(results)
-    if name.startswith("reduce_") or name in ("argmax", "argmin"):
+    if "axes" in equation.params and (name.startswith("reduce_") or name in ("argmax", "argmin")):
         return [_reduced(equation.params["axes"], part) for part in seen[: len(results)]]
     if name in RULES:
         return [RULES[name](equation.params, seen, shapes, results[0].aval.shape)]

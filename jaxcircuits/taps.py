@@ -7,6 +7,7 @@ Both go through the module's own `sow` and `perturb`, so that they work under `n
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from flax.core import unfreeze
 from jax import Array, lax
 
 from jaxcircuits import live, masked, sparse
 from jaxcircuits.errors import InputError
-from jaxcircuits.layers import Call, Layer, Variables, layer_of
+from jaxcircuits.jaxprs import origin
+from jaxcircuits.layers import IMAGES, Call, Layer, Variables, layer_of
 from jaxcircuits.threads import pool
 
 TAPS, PROBES, PINNED, LIVE, TOGETHER, TERMS, GIVEN, GAINS, MARKED = (
@@ -165,7 +168,7 @@ def _pin(call, args, kwargs, context):
 
 
 def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, int, int], options: Mapping) -> Network:
-    """Find a module's layers, in call order, by an abstract run on one image of shape (H, W, C).
+    """Find a module's layers, in call order, by an abstract run on images of shape (H, W, C).
 
     Raises:
         InputError: the module does not run on such an image with these variables.
@@ -177,27 +180,41 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
             return call(*args, **kwargs)
         x = _input(args, kwargs)
         y = call(*args, **kwargs)
-        sown = context.module.sow(TAPS, "seen", x)
         kernel = context.module.get_variable("params", "kernel")
+        sown = context.module.sow(TAPS, "kernel", kernel)
         seen = Call(context.module.clone(parent=None), kernel.shape, x.shape, y.shape, sown)
         calls.setdefault(context.module.path, []).append(seen)
         return y
 
     def run(variables, images):
-        return module.apply(variables, images, mutable=[TAPS], **options)
+        return module.apply(variables, images, mutable=[TAPS], **options)[1].get(TAPS, {})
 
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((IMAGES, *image_shape), jnp.float32)
     try:
         # without jit, or a module under nn.jit that was traced before would not be seen again
         with nn.intercept_methods(note), jax.disable_jit():
-            jax.eval_shape(run, variables, image)
+            jaxpr, sown = jax.make_jaxpr(run, return_shape=True)(variables, image)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{type(module).__name__} does not run on an image of shape {image_shape} with these variables: {reason}"
         ) from error
+    stored = _stored(jaxpr.jaxpr, sown, variables)
+    calls = {path: [call._replace(tapped=call.tapped and path in stored) for call in of] for path, of in calls.items()}
     layers = {".".join(path): layer_of(path, seen, variables) for path, seen in calls.items()}
     return Network(module, tuple(options.items()), image_shape, layers)
+
+
+def _stored(jaxpr: Any, sown: Any, variables: Variables) -> set[tuple[str, ...]]:
+    """The paths of layers whose kernels are the variables' own, of what their modules have sown: a transform such as
+    `nn.map_variables` or `nn.SpectralNorm` gives them others."""
+    given = [tuple(part.key for part in path) for path, _ in jax.tree_util.tree_flatten_with_path(variables)[0]]
+    found = set()
+    for (path, _), v in zip(jax.tree_util.tree_flatten_with_path(sown)[0], jaxpr.outvars, strict=True):
+        place, layer = origin(jaxpr, v), tuple(part.key for part in path if hasattr(part, "key"))[:-1]
+        if place is not None and place < len(given) and given[place] == ("params", *layer, "kernel"):
+            found.add(layer)
+    return found
 
 
 def batch_norms(network: Network, variables: Variables) -> dict[str, tuple[str, ...]]:
@@ -224,6 +241,7 @@ def batch_norms(network: Network, variables: Variables) -> dict[str, tuple[str, 
 
 
 LAYER, NORM = "jaxcircuits layer ", "jaxcircuits norm "
+_TRACES = itertools.count()
 
 
 class Traced(NamedTuple):
@@ -252,10 +270,12 @@ def traced(network: Network, variables: Variables, image_shape: tuple[int, ...])
         if context.method_name != "__call__" or not (normalises or (_layer_call(context) and sound)):
             return call(*args, **kwargs)
         options = {key: value for key, value in kwargs.items() if key not in ("x", "inputs")}
+        if len(args) > 1:  # BatchNorm's
+            options["use_running_average"] = args[1]
         if normalises:
             norms[name] = module.clone(parent=None, name=None), options
         x = args[0] if args else next(kwargs[key] for key in ("x", "inputs") if key in kwargs)
-        shape = jax.eval_shape(lambda x: call(x, *args[1:], **options), x)
+        shape = jax.eval_shape(lambda x: call(x, **options), x)
 
         def stand_in(x):
             return jnp.zeros(shape.shape, shape.dtype)
@@ -263,9 +283,14 @@ def traced(network: Network, variables: Variables, image_shape: tuple[int, ...])
         stand_in.__name__ = (NORM if normalises else LAYER) + name
         return jax.jit(stand_in)(x)
 
+    # nn.jit takes the trace of another call, or of a module of the same shapes, unless its variables have other names
+    marked = f"{MARKED}_{next(_TRACES)}"
+    modules = {path[1:-1] for path in traverse_util.flatten_dict(unfreeze(dict(variables)))}
+    marks = traverse_util.unflatten_dict({(marked, *path, ".".join((marked, *path))): 0.0 for path in modules})
+
     def run(variables, images):
-        # a collection of its own, as in `Network.run`
-        return network.module.apply(variables, images, mutable=[MARKED], **dict(network.options))[0]
+        given = {**variables, **marks}
+        return network.module.apply(given, images, mutable=[marked], **dict(network.options))[0]
 
     def trace():
         with nn.intercept_methods(mark):

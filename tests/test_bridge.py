@@ -84,6 +84,43 @@ def test_scores_and_circuits_are_those_of_the_linen_twin(network, model):
     np.testing.assert_allclose(*(jc.correlation(m, images, features, masks) for m in (model, twin)), atol=1e-6)
 
 
+class Norms(nnx.Module):
+    """Every kind of normalisation, one told at its call how to work, and an array that is no variable."""
+
+    def __init__(self, rngs):
+        self.mean = np.array([0.1, 0.2, 0.3], np.float32)
+        self.stem = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+        self.norms = nnx.List([
+            nnx.GroupNorm(6, num_groups=3, rngs=rngs), nnx.InstanceNorm(6, rngs=rngs), nnx.LayerNorm(6, rngs=rngs),
+            nnx.RMSNorm(6, rngs=rngs),
+        ])  # fmt: skip
+        self.told = nnx.BatchNorm(6, rngs=rngs)
+        self.last = nnx.Conv(6, 2, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+        x = self.stem(x - self.mean)
+        for norm in self.norms:
+            x = nnx.relu(norm(x) + 0.1)
+        return self.last(self.told(x, use_running_average=True))
+
+
+def test_all_normalisations():
+    module = Norms(nnx.Rngs(0))
+    model = jc.from_nnx(module, input_size=12)
+    np.testing.assert_allclose(model(images), module(images), atol=1e-5)
+    assert list(model.layers) == ["stem", "last"]
+    assert jc.score(model, images, jc.Features("last", [0])).values["stem"].any()
+
+
+def test_compact_of_several_variables_of_no_layer(network, model):
+    (circuit,) = jc.extract(model, images, jc.Features("head.layers.1", [1]), keep=0.8)
+    small = jc.compact(model, circuit)
+    masks = {name: mask[None] for name, mask in circuit.masks.items()}
+    found = jc.evaluate(small, images, jc.Features("head.layers.1", [0]), [{}]).moments
+    expected = jc.evaluate(model, images, circuit.features, masks).moments
+    np.testing.assert_allclose(found.mean_y[0], expected.mean_x[0, 0], atol=1e-5)
+
+
 def test_only_nnx_modules():
     with pytest.raises(jc.InputError, match="takes an nnx module, not a Twin; linen modules go to Model"):
         jc.from_nnx(Twin())

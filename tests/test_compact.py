@@ -190,6 +190,39 @@ def in_flax(model, made, images):
         return np.asarray(run(images))[0]
 
 
+class Jitted(nn.Module):
+    """A block under nn.jit, twice; BatchNorm told by place, and one called twice; a layer that is none of ours."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for name in ("one", "two"):
+            x = PartUnderJit(name=name)(x, train)
+        x = nn.ConvTranspose(4, (2, 2), strides=(2, 2), name="up")(x)
+        twice = nn.BatchNorm(True, name="twice")
+        return nn.Conv(3, (1, 1), name="last")(twice(nn.relu(twice(x))))
+
+
+class Part(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), padding=1, name="conv")(x)
+        return nn.relu(nn.BatchNorm(name="norm")(x, not train))
+
+
+PartUnderJit = nn.jit(Part, static_argnums=2)
+
+
+def test_blocks_under_jit_and_other_modules():
+    """Each of several compact networks has its own trace, and every block of it."""
+    variables = twins.random_variables(Jitted(), (1, 6, 6, 4))
+    model = jc.Model(Jitted(), variables, input_size=6, channels=4)
+    images = np.random.default_rng(0).standard_normal((2, 6, 6, 4), np.float32)
+    for channel in (0, 2):
+        found = circuit(model, "last", channel, keep=1.0, dead=0.0)
+        y = Jitted().apply(with_masks(model.network(), variables, found.masks), images)
+        check(jc.compact(model, found)(images), np.asarray(y)[..., channel])
+
+
 class Odd(nn.Module):
     """What is not in torchvision: a norm over neighbouring channels, a loop, channels in reverse, a layer scale."""
 

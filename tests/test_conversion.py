@@ -698,6 +698,8 @@ def test_what_torchvisions_weights_were_trained_to_see():
     assert read_preprocessing("lpips", "alexnet") == {}
     usual = read_preprocessing("torchvision", "alexnet")
     assert (usual["input_size"], usual["resize_size"], usual["mean"]) == (224, 256, (0.485, 0.456, 0.406))
+    assert usual["interpolation"] == "bilinear"
+    assert read_preprocessing("torchvision", "efficientnet_b0")["interpolation"] == "bicubic"
     odd = read_preprocessing("torchvision:IMAGENET1K_FEATURES", "vgg16")
     assert odd["std"] == pytest.approx((1 / 255,) * 3)
     with pytest.raises(ConversionError, match="has no weights 'V9'"):

@@ -1,10 +1,12 @@
 """Scores against their twins in PyTorch, and what they must not depend on."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 import jaxcircuits as jc
+from jaxcircuits.criteria import actgrad
 from jaxcircuits.features import Features
 from jaxcircuits.scores import Record
 from tests import twins
@@ -223,3 +225,42 @@ def test_missing_weights():
     image = np.zeros((1, 224, 224, 3), np.float32)
     with pytest.raises(jc.InputError, match=r"hold nothing for 'classifier.1', only for features.0, features.3"):
         jc.score(model, image, Features("classifier.6", [0]))
+
+
+class OfSpread(nn.Module):
+    """Divides by what is 0 in an image of zeros."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), use_bias=False, name="first")(x / x.std((1, 2), keepdims=True))
+        return nn.Conv(3, (1, 1), name="last")(nn.relu(x))
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad", "force"])
+def test_blocks_that_are_not_full_are_filled_with_images(criterion):
+    module, images = OfSpread(), np.random.default_rng(0).standard_normal((3, 8, 8, 3), np.float32)
+    model = jc.Model(module, twins.random_variables(module, (1, 8, 8, 3)), input_size=8)
+    options = {"criterion": criterion} | ({"keep": 0.5, "steps": 2} if criterion == "force" else {})
+    one, two = (jc.score(model, images, jc.Features("last", [1]), batch=n, **options) for n in (1, 2))
+    for name, values in one.values.items():
+        np.testing.assert_allclose(two.values[name], values, rtol=1e-4, atol=1e-7)
+
+
+def test_as_many_positions_as_an_int_does_not_hold(alexnet):
+    layer = alexnet.layers["features.0"]
+    total = np.full((64, 3, 1), 1e9, np.float32)
+    found = actgrad._finish_on_support(total, layer, None, np.int32(1_281_167))  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(found, 1e9 / 1_281_167 / 3025, rtol=1e-5)
+
+
+def test_what_the_caller_changes_afterwards_does_not_matter(small):
+    variables = jax.tree.map(np.array, small.model.variables)
+    model = jc.Model(small.model.module, variables, apply_options={"train": False}, input_size=13)
+    places = np.zeros((5, 2), int)
+    features = jc.Features("features.0", [1], position=places)
+    places += 1
+    for leaf in jax.tree.leaves(variables):
+        leaf[...] = 0
+    np.testing.assert_array_equal(features.position, np.zeros((5, 2)))
+    assert model.sha256 == small.model.sha256
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), model.variables, small.model.variables))

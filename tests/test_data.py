@@ -76,14 +76,28 @@ side = st.integers(1, 150)
 
 
 @settings(max_examples=300, deadline=None)
-@given(width=side, height=side, size=st.integers(1, 60), shorter=st.integers(1, 60), seed=st.integers(0, 9))
-def test_crop_is_torchvisions(width, height, size, shorter, seed):
+@given(
+    width=side, height=side, size=st.integers(1, 60), shorter=st.integers(1, 60), seed=st.integers(0, 9),
+    how=st.sampled_from(["bilinear", "bicubic"]),
+)  # fmt: skip
+def test_crop_is_torchvisions(width, height, size, shorter, seed, how):
     transforms = torchvision().transforms
-    picture = noise(width, height, seed)
-    expected = transforms.CenterCrop(size)(transforms.Resize(shorter)(picture))
-    np.testing.assert_array_equal(files.fitted(picture, size, shorter, "crop"), np.asarray(expected))
-    expected = transforms.Resize((size, size))(picture)
-    np.testing.assert_array_equal(files.fitted(picture, size, shorter, "squash"), np.asarray(expected))
+    picture, mode = noise(width, height, seed), transforms.InterpolationMode(how)
+    expected = transforms.CenterCrop(size)(transforms.Resize(shorter, mode)(picture))
+    np.testing.assert_array_equal(files.fitted(picture, size, shorter, "crop", how), np.asarray(expected))
+    expected = transforms.Resize((size, size), mode)(picture)
+    np.testing.assert_array_equal(files.fitted(picture, size, shorter, "squash", how), np.asarray(expected))
+
+
+def test_models_say_how_pictures_are_resized(tmp_path):
+    noise(90, 70).save(tmp_path / "a.png")
+    model = SimpleNamespace(**vars(SMALL), interpolation="bicubic")
+    (block,) = read_images(tmp_path, model).uint8()
+    np.testing.assert_array_equal(block[0], files.fitted(noise(90, 70), 32, 40, "crop", "bicubic"))
+    assert (block[0] != files.fitted(noise(90, 70), 32, 40, "crop")).any()
+    model.interpolation = "nearest"
+    with pytest.raises(InputError, match="unknown interpolation 'nearest'; expected one of bilinear, bicubic"):
+        read_images(tmp_path, model)
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])

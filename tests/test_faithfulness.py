@@ -230,6 +230,9 @@ def test_circuits_computed_by_terms_are_the_same(monkeypatch):
     masks = {n: rng.random(shapes[n]).astype(np.float32) for n in names}  # soft masks go the plain way
     assert masked.suited(model.layers, "d", masks) == ()
     assert np.isfinite(jc.correlation(model, images, features, masks)).all()
+    masks = {"a": np.full(shapes["a"], 0.5, np.float32), "b": rng.random(shapes["b"]) < 0.9}  # a soft one before
+    plain = plainly(monkeypatch, lambda: jc.correlation(model, images, features, masks))
+    np.testing.assert_allclose(jc.correlation(model, images, features, masks), plain, atol=1e-5)
 
 
 @pytest.mark.full

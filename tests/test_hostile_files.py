@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import OrderedDict
 from random import Random
 
 import numpy as np
@@ -17,7 +18,8 @@ from weights_conversion import ConversionError, read_file, save_checkpoint
 
 
 @pytest.mark.parametrize(
-    "key, value", [("input_size", 10**9), ("mean", [0, 0]), ("std", [1, 0, 1]), ("resize_size", "x")]
+    "key, value",
+    [("input_size", 10**9), ("mean", [0, 0]), ("std", [1, 0, 1]), ("resize_size", "x"), ("interpolation", [])],
 )
 def test_checkpoints_that_ask_for_the_moon(key, value, tmp_path):
     tree = {"params": {"a": {"bias": np.zeros(2, np.float32)}}}
@@ -76,3 +78,13 @@ def test_honest_checkpoints_are_read(zipped, tmp_path):
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read_file(tmp_path / "a.pth")
     assert list(found) == list(module.state_dict()) and found["0.weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize("hidden", ["numel", "element_size", "get"])
+def test_attributes_that_hide_others(hidden, tmp_path):
+    """PyTorch's own way of reading weights only sets what a file says on tensors and dictionaries."""
+    tensor, state = torch.ones(3), OrderedDict()
+    state["a"] = tensor
+    setattr(tensor if hidden in ("numel", "element_size") else state, hidden, 1)
+    torch.save(state, tmp_path / "a.pth")
+    np.testing.assert_array_equal(read_file(tmp_path / "a.pth")["a"], np.ones(3))

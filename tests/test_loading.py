@@ -12,7 +12,7 @@ import jaxcircuits as jc
 from jaxcircuits.cli.recorded import network_of
 from jaxcircuits.jobs import plan
 from jaxcircuits.loading import checkpoint_manifest, describe_architecture
-from jaxcircuits.models import ARCHITECTURES, RENAMED, densenet, googlenet, inception
+from jaxcircuits.models import ARCHITECTURES, ELSEWHERE, RENAMED, SEEN, densenet, googlenet, inception
 from jaxcircuits.options import Options
 from tests.test_models import random_weights
 from tests.torchvision_oracle import torchvision
@@ -48,6 +48,29 @@ def test_auxiliary_heads_may_be_missing_and_nothing_else(tmp_path):
     write_state(tmp_path / "b.safetensors", state)
     with pytest.raises(jc.InputError, match=r"missing: conv2\.conv\.weight$"):
         jc.load("googlenet", weights=tmp_path / "b.safetensors")
+
+
+@pytest.mark.slow
+def test_auxiliary_heads_of_another_number_of_classes(tmp_path):
+    """As after the classifier alone was exchanged."""
+    state = jc.load("googlenet", weights="random").state_dict()
+    state |= {"fc.weight": state["fc.weight"][:10], "fc.bias": state["fc.bias"][:10]}
+    torch.save({name: torch.tensor(value) for name, value in state.items()}, tmp_path / "ten.pth")
+    model = jc.load("googlenet", weights=tmp_path / "ten.pth")
+    assert model.layers["fc"].outputs == 10 and "aux1.fc2.weight" in model.missing
+    np.testing.assert_array_equal(model.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_what_torchvision_resizes_to_is_known_of_files():
+    """For each architecture as for one of torchvision's own weights."""
+    models = torchvision().models
+    for name in ARCHITECTURES:
+        if name in ELSEWHERE:
+            continue
+        own = {"input_size": 224, "resize_size": 256, "interpolation": "bilinear"} | SEEN.get(name, {})
+        given = [weights.transforms() for weights in models.get_model_weights(name)]
+        seen = [(t.crop_size[0], t.resize_size[0], t.interpolation.value) for t in given]
+        assert (own["input_size"], own["resize_size"], own["interpolation"]) in seen, name
 
 
 def test_the_last_layers_may_be_missing(tmp_path):

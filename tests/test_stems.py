@@ -27,6 +27,8 @@ class Chain(nn.Module):
             x = max_pool(nn.relu(nn.BatchNorm(True)(x)), 3, 2)
         elif self.between == "softmax":
             x = max_pool(nn.softmax(x), 3, 2)
+        elif self.between == "looped":
+            x = max_pool(jax.lax.map(nn.softmax, x), 3, 2)
         elif self.between == "turned":
             x = max_pool(x[..., ::-1], 3, 2)
         elif self.between == "doubled":
@@ -83,7 +85,8 @@ def test_circuits_by_stems_are_the_same(monkeypatch, target):
 
 
 @pytest.mark.parametrize(
-    "options", [{"between": "softmax"}, {"between": "turned"}, {"between": "doubled"}, {"around": True}, {"groups": 3}]
+    "options",
+    [{"between": name} for name in ("softmax", "looped", "turned", "doubled")] + [{"around": True}, {"groups": 3}],
 )
 def test_what_has_no_stems(options):
     """Channels that are mixed, in another order, twice or used elsewhere as well, or that see not all of the image."""

@@ -251,7 +251,39 @@ class WithWeightNorm(nn.Module):
         return nn.Conv(2, (1, 1), name="last")(nn.relu(nn.WeightNorm(nn.Conv(3, (3, 3), padding=1, name="normal"))(x)))
 
 
+class Otherwise(nn.Module):
+    """A layer whose kernel is another one than it stores, or whose product is one of its own."""
+
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "map_variables":
+            mapped = nn.map_variables(nn.Conv, "params", _centred, init=self.is_initializing(), mutable=True)
+            y = mapped(3, (3, 3), padding=1, name="odd")(x)
+        elif self.how == "spectral":
+            y = nn.SpectralNorm(nn.Conv(3, (3, 3), padding=1, name="odd"))(x, update_stats=False)
+        elif self.how == "product":
+            y = nn.Conv(3, (3, 3), padding=1, conv_general_dilated=_own_product, name="odd")(x)
+        else:
+            y = x + nn.Conv(3, (1, 1), name="odd")(jnp.ones((1, *x.shape[1:3], 2)))
+        return nn.Conv(2, (1, 1), name="last")(nn.relu(y))
+
+
+def _centred(variables):
+    return jax.tree.map(lambda w: w - w.mean(), variables)
+
+
+def _own_product(x, kernel, *arguments, **options):
+    return jax.lax.conv_general_dilated(x, kernel - kernel.mean((0, 1, 2)), *arguments, **options)
+
+
 REFUSED = [
+    (WithWeightNorm(), "layer 'normal' stands inside nn.scan, nn.vmap, nn.map_variables, nn.WeightNorm"),
+    (Otherwise("map_variables"), "layer 'odd' stands inside nn.scan, nn.vmap, nn.map_variables"),
+    (Otherwise("spectral"), "layer 'odd' stands inside nn.scan, nn.vmap, nn.map_variables, .* nn.SpectralNorm"),
+    (Otherwise("product"), r"layer 'odd' has a product of its own \(conv_general_dilated\)"),
+    (Otherwise("alone"), "layer 'odd' sees one input for all images; expected one for each"),
     (WithStandardised(), "layer 'own' is a Standardised, whose own param may use its kernel in another way"),
     (Twice(), "layer 'shared' is called 2 times"),
     (Looped(), "layer 'loop.conv' stands inside nn.scan, nn.vmap"),

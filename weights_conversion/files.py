@@ -88,9 +88,16 @@ def load_torch(path: Path) -> Any:
         check_torch_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _plain(torch, torch.load(path, map_location="cpu", weights_only=True))
     except Exception as err:  # a hostile or broken file may raise anything
         raise ConversionError(f"{path} is broken, or no PyTorch file of weights only ({reason(err)})") from None
+
+
+def _plain(torch: Any, value: Any) -> Any:
+    """Dictionaries and tensors without attributes of a file's own, which may hide theirs."""
+    if isinstance(value, dict):
+        return {key: _plain(torch, each) for key, each in dict.items(value)}
+    return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) else value
 
 
 def _check_readable(path: Path) -> None:

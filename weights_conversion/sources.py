@@ -44,7 +44,8 @@ def read_state(source: str | Path, architecture: str) -> StateDict:
 
 
 def read_preprocessing(source: str | Path, architecture: str) -> dict[str, Any]:
-    """What torchvision's weights were trained to see: input_size, resize_size, mean, std; nothing for other sources.
+    """What torchvision's weights were trained to see: input_size, resize_size, interpolation, mean, std; nothing for
+    other sources.
 
     Raises:
         ConversionError: as `read_state`.
@@ -54,7 +55,7 @@ def read_preprocessing(source: str | Path, architecture: str) -> dict[str, Any]:
         return {}
     seen = _torchvision_weights(architecture, name).transforms()
     sizes = {"input_size": seen.crop_size[0], "resize_size": seen.resize_size[0]}
-    return sizes | {"mean": tuple(seen.mean), "std": tuple(seen.std)}
+    return sizes | {"interpolation": seen.interpolation.value, "mean": tuple(seen.mean), "std": tuple(seen.std)}
 
 
 def _torchvision_weights(architecture: str, name: str) -> Any:

@@ -51,7 +51,8 @@ def question(
     """What `build_atlas` would do, for the same arguments and with the same errors; nothing is scored or written."""
     how = Options(**options)
     keep = KEEPS if keep is None and kernels is None else keep
-    keep, kernels = (tuple(dict.fromkeys(a)) if isinstance(a, Sequence) else a for a in (keep, kernels))
+    keep = tuple(dict.fromkeys(keep)) if isinstance(keep, Sequence) else keep
+    kernels = tuple(dict.fromkeys(kernels)) if isinstance(kernels, Sequence) else kernels
     if isinstance(features, Features):
         features = [features]
     new = asked(model, images, features, how, scores=scores, ablation=ablation, keep=keep, kernels=kernels)

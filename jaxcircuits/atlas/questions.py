@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -200,7 +201,7 @@ def statistics(atlas: Atlas) -> pandas.DataFrame:
 def _used(atlas: Atlas, together: dict[str, np.ndarray]) -> np.ndarray:
     """The share of these layers' kernels that any circuit has, of what all have together {layer: (K, bytes)}: (K,)."""
     used = sum(np.bitwise_count(bits).sum(-1, dtype=np.int64) for bits in together.values())
-    return used / sum(np.prod(atlas.shapes[layer]) for layer in together)
+    return np.asarray(used) / sum(math.prod(atlas.shapes[layer]) for layer in together)
 
 
 def _shape(atlas: Atlas, layer: str) -> tuple[int, int]:

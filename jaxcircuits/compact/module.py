@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +17,13 @@ from jaxcircuits.circuit import Circuit
 from jaxcircuits.compact.narrow import Leaf, Walk
 from jaxcircuits.compact.parts import Known, Part, pick, whole
 from jaxcircuits.compact.plan import Plan, Slice, plan
+from jaxcircuits.layers import SAME
 from jaxcircuits.model import Model
 from jaxcircuits.taps import LAYER, NORM, Network, Traced, traced
 
 Path = tuple[str, ...]
+# what a compact model takes over
+_SEEN = ("input_size", "resize_size", "interpolation", "channels", "mean", "std", "weights")
 
 
 class _Reached(Exception):
@@ -133,16 +136,17 @@ def convolution(x: Array, kernel: Array, *arguments: Any, feature_group_count: i
     return y[..., :outputs]
 
 
-class Variable(nn.Module):
-    """One variable that belongs to no layer and no normalisation."""
+setattr(convolution, SAME, True)
 
-    collection: str
-    leaf: str
-    shape: tuple[int, ...]
+
+class Holder(nn.Module):
+    """The variables {(collection, leaf): shape} of a module that is no layer and no normalisation."""
+
+    shapes: Mapping[tuple[str, str], tuple[int, ...]]
 
     @nn.compact
-    def __call__(self) -> Array:
-        return _variable(self, self.collection, self.leaf, self.shape)
+    def __call__(self) -> dict[tuple[str, str], Array]:
+        return {(kind, leaf): _variable(self, kind, leaf, shape) for (kind, leaf), shape in self.shapes.items()}
 
 
 def _variable(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
@@ -163,7 +167,8 @@ class Compact(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         shapes: dict[Path, Any] = traverse_util.flatten_dict(self.skeleton.shapes)
-        holders: dict[Path, Array] = {}
+        holders: dict[Path, Mapping[tuple[str, str], Array]] = {}
+        norms: dict[str, nn.Module] = {}
 
         def layer(left: Slice, x: Array) -> Array:
             old, features = left.layer, left.kernel.shape[-1]
@@ -175,14 +180,18 @@ class Compact(nn.Module):
             return nn.Conv(features, old.window, old.strides, old.padding, **options)(x)
 
         def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
-            return module.clone(parent=self, name=name)(x, **options)
+            if name not in norms:  # else it is called again
+                norms[name] = module.clone(parent=self, name=name)
+            return norms[name](x, **options)
 
         def leaf(path: Path) -> Array:
-            if path not in holders:
-                collection, *modules, name = path
-                holder = Variable(collection, name, shapes[path].shape, name=".".join(modules)) if modules else None
-                holders[path] = holder() if holder else _variable(self, collection, name, shapes[path].shape)
-            return holders[path]
+            modules = path[1:-1]
+            if modules not in holders:
+                own = {(p[0], p[-1]): shapes[p].shape for p in shapes if p[1:-1] == modules}
+                holders[modules] = Holder(own, name=".".join(modules))() if modules else {
+                    (kind, name): _variable(self, kind, name, shape) for (kind, name), shape in own.items()
+                }  # fmt: skip
+            return holders[modules][path[0], path[-1]]
 
         return self.skeleton.run(images, layer, norm, leaf)
 
@@ -207,5 +216,5 @@ def compact(model: Model, circuit: Circuit) -> Model:
         InputError: the circuit is of another network, or weights of its layers are missing.
     """
     skeleton = Skeleton(model.network(), plan(model, circuit))
-    seen = {key: getattr(model, key) for key in ("input_size", "resize_size", "channels", "mean", "std", "weights")}
+    seen = {key: getattr(model, key) for key in _SEEN}
     return Model(Compact(skeleton), skeleton.variables(), name=model.name, **seen)

@@ -94,7 +94,7 @@ def _on_support(part, total: Array, layer: Layer, x: Array, g: Array, on: Array,
 
 
 def _finish_on_support(total: Array, layer: Layer, w: Array, images: Array) -> Array:
-    return total.transpose(2, 1, 0) / (images * math.prod(layer.positions))
+    return total.transpose(2, 1, 0) / images / math.prod(layer.positions)  # their product may be over 2^31
 
 
 def _target(part, total: Array, layer: Layer, x: Array, c: Array, d: Array, w: Array) -> Array:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxcircuits.data.arrays import from_array
 from jaxcircuits.data.blocks import batches, count, image_shape
-from jaxcircuits.data.files import fitted, from_path
+from jaxcircuits.data.files import INTERPOLATIONS, fitted, from_path
 from jaxcircuits.data.images import ImageNet, Images, Preprocessing
 from jaxcircuits.data.photos import from_photos
 from jaxcircuits.data.tfds import from_tfds
@@ -48,8 +48,8 @@ def read_images(
               only normalised and never resized.
 
             A path object is always a folder or a file.
-        model: whatever has `input_size`, `resize_size` (pixels), `mean` and `std` (of values from 0 to 1);
-            224, 256 and ImageNet's if None.
+        model: whatever has `input_size`, `resize_size` (pixels), `mean` and `std` (of values from 0 to 1), and perhaps
+            `interpolation`, "bilinear" or "bicubic"; 224, 256 and ImageNet's if None.
         resize: "crop" brings the shorter side to `resize_size` and cuts out the centre, like torchvision's `Resize`
             and `CenterCrop`; "squash" resizes straight to a square of `input_size`.
         strict: if True, files that cannot be decoded are an error here and now, at the price of looking into all.
@@ -70,9 +70,11 @@ def read_images(
         if value is not None and value < 1:
             raise InputError(f"{option} is a number of images, at least 1; got {value!r}")
     like: Any = ImageNet() if model is None else model
+    if (how := getattr(like, "interpolation", "bilinear")) not in INTERPOLATIONS:
+        raise InputError(f"unknown interpolation {how!r}; expected one of {', '.join(INTERPOLATIONS)}")
 
     def fit(picture: Image.Image) -> np.ndarray:
-        return fitted(picture, like.input_size, like.resize_size, resize)
+        return fitted(picture, like.input_size, like.resize_size, resize, how)
 
     if isinstance(source, np.ndarray):
         label, pictures = "array", from_array(source, "the array", "array")

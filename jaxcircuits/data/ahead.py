@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Each holds a whole picture, a hundred times the size of what becomes of it.
 THREADS = min(8, processors())
+# Files that are open at once, of which systems give a process some hundred.
+OPEN = 64
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def ahead(
         open: opens one.
         work: what is done with an open one, before it is closed.
         threads: how many do the work; 0 for none but the caller's, and nothing ahead.
-        most: how many things are opened ahead of the one that is taken.
+        most: how many things are opened ahead of the one that is taken; no more than `OPEN`.
 
     Yields:
         An iterator of (number, result), in order; `result()` waits, and raises what `open` or `work` raised.
@@ -58,7 +60,7 @@ def ahead(
         waiting: deque[tuple[int, Future]] = deque()
         for number in numbers:
             waiting.append((number, submitted(number)))
-            if len(waiting) > most:
+            if len(waiting) > min(most, OPEN):
                 number, future = waiting.popleft()
                 yield number, future.result
         for number, future in waiting:

@@ -15,6 +15,7 @@ from jaxcircuits.errors import InputError, nearest
 from weights_conversion.guards import file_size
 
 BILINEAR = Image.Resampling.BILINEAR
+INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Pillow goes by a file's content, not by its name: what is only called .png must not reach, say, Ghostscript.
@@ -97,13 +98,14 @@ def decoded(picture: Image.Image, *, sketch: bool = False) -> Image.Image:
     return picture.convert("RGB")
 
 
-def fitted(picture: Image.Image, size: int, shorter: int, resize: str) -> np.ndarray:
+def fitted(picture: Image.Image, size: int, shorter: int, resize: str, interpolation: str = "bilinear") -> np.ndarray:
     """Resized to (size, size, 3) uint8; "crop" is torchvision's Resize(shorter) and CenterCrop(size), to the pixel."""
+    how = INTERPOLATIONS[interpolation]
     if resize == "squash":
-        return np.asarray(picture.resize((size, size), BILINEAR))
+        return np.asarray(picture.resize((size, size), how))
     width, height = picture.size
     longer = int(shorter * max(width, height) / min(width, height))
-    picture = picture.resize((shorter, longer) if width <= height else (longer, shorter), BILINEAR)
+    picture = picture.resize((shorter, longer) if width <= height else (longer, shorter), how)
     # Offsets round half to even; where the picture is the smaller, it is padded with black, left and top the less.
     left, top = (round((s - size) / 2) if s >= size else -((size - s) // 2) for s in picture.size)
     return np.asarray(picture.crop((left, top, left + size, top + size)))

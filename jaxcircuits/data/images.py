@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 
 class Preprocessing(Protocol):
-    """What `read_images` asks of a model: sizes in pixels, mean and standard deviation of values from 0 to 1."""
+    """What `read_images` asks of a model: sizes in pixels, mean and standard deviation of values from 0 to 1; and
+    `interpolation`, if it has one, "bilinear" (the default) or "bicubic"."""
 
     @property
     def input_size(self) -> int: ...
@@ -34,6 +35,7 @@ class ImageNet(NamedTuple):
 
     input_size: int = 224
     resize_size: int = 256
+    interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 

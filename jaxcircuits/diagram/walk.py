@@ -74,7 +74,7 @@ class Walk:
             window = equation.params.get("window_dimensions", ())
             across = tuple(a for a, size in enumerate(window) if size > 1)
             return [Value(self.mixed(labels[0], across))] * len(results)
-        if name.startswith(("reduce_", "arg")):
+        if "axes" in equation.params and name.startswith(("reduce_", "arg")):
             axes = tuple(equation.params["axes"])
             return [Value(np.squeeze(self.mixed(labels[0], axes), axes))] * len(results)
         if name.startswith("cum") or name in ("sort", "fft"):

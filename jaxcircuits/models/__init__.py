@@ -41,9 +41,16 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 # what the images look like, as in `Model`, where it is not what torchvision's usually do
 SEEN: dict[str, Mapping[str, Any]] = {
+    **convnext.SEEN,
     **efficientnet.SEEN,
     **inception.SEEN,
     **inception_v1.SEEN,
+    # of which torchvision has weights of its later way of training alone
+    **{
+        name: {"resize_size": 232}
+        for name in ("mnasnet0_75", "mnasnet1_3", "resnext101_64x4d", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0")
+    },
+    "regnet_y_128gf": {"resize_size": 224, "interpolation": "bicubic"},
 }
 # modules that only training runs, so that weights may lack them
 AUXILIARY: dict[str, tuple[str, ...]] = {

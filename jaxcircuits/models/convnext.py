@@ -4,6 +4,7 @@ Stochastic depth is left out, in training as well.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 from jax import Array
@@ -51,4 +52,8 @@ VARIANTS = {
     "convnext_small": partial(ConvNeXt, (96, 192, 384, 768), (3, 3, 27, 3)),
     "convnext_base": partial(ConvNeXt, (128, 256, 512, 1024), (3, 3, 27, 3)),
     "convnext_large": partial(ConvNeXt, (192, 384, 768, 1536), (3, 3, 27, 3)),
+}
+SEEN: dict[str, dict[str, Any]] = {
+    f"convnext_{size}": {"resize_size": side}
+    for size, side in (("tiny", 236), ("small", 230), ("base", 232), ("large", 232))
 }

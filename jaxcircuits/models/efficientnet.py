@@ -156,4 +156,7 @@ _SIDES = {  # what the images are cropped to, and the shorter side of a picture 
 SEEN: dict[str, dict[str, Any]] = {
     f"efficientnet_{size}": {"input_size": crop, "resize_size": resize} for size, (crop, resize) in _SIDES.items()
 }
+SEEN["efficientnet_b0"] = {}
+for _size in ("b0", "b2", "b3", "b4", "b5", "b6", "b7", "v2_l"):
+    SEEN[f"efficientnet_{_size}"]["interpolation"] = "bicubic"
 SEEN["efficientnet_v2_l"] |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
