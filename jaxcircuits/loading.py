@@ -109,7 +109,7 @@ def _recorded(path: str, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool
             wrong = not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value)
             wrong = wrong or not all(abs(v) <= 1e6 and (key == "mean" or v > 0) for v in value)
         elif key == "interpolation":
-            wrong = value not in INTERPOLATIONS
+            wrong = not isinstance(value, str) or value not in INTERPOLATIONS
         else:
             wrong = type(value) is not int or not 1 <= value <= MOST_PIXELS
         if wrong:
