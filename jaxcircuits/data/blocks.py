@@ -17,7 +17,8 @@ def batches(images: Images | Any, size: int) -> Iterator[tuple[np.ndarray, int]]
         size: images in a block.
 
     Returns:
-        Pairs of a float32 block (size, H, W, C) and the number of images in it; the rest of the last block is zeros.
+        Pairs of a float32 block (size, H, W, C) and the number of images in it; the rest of the last block is
+        copies of the last one.
 
     Raises:
         InputError: if there are no images, or they are not float, not 4-D, not finite or of different sizes.
@@ -74,7 +75,7 @@ def _padded(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarra
                 yield out, size
     if not shape:
         raise InputError("there are no images; expected at least one")
-    if filled:  # of zeros a network that divides by their spread makes NaN, which not even a weight of 0 takes away
+    if filled:  # not with zeros: a network that divides by their spread makes NaN, which no weight of 0 takes away
         out[filled:] = out[filled - 1]
         yield out, filled
 
