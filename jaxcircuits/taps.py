@@ -208,10 +208,14 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
 def _stored(jaxpr: Any, sown: Any, variables: Variables) -> set[tuple[str, ...]]:
     """The paths of layers whose kernels are the variables' own, of what their modules have sown: a transform such as
     `nn.map_variables` or `nn.SpectralNorm` gives them others."""
-    given = [tuple(part.key for part in path) for path, _ in jax.tree_util.tree_flatten_with_path(variables)[0]]
-    found = set()
-    for (path, _), v in zip(jax.tree_util.tree_flatten_with_path(sown)[0], jaxpr.outvars, strict=True):
-        place, layer = origin(jaxpr, v), tuple(part.key for part in path if hasattr(part, "key"))[:-1]
+
+    def paths(tree: Any) -> list[tuple[str, ...]]:
+        found = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return [tuple(part.key for part in path if hasattr(part, "key")) for path, _ in found]
+
+    given, found = paths(variables), set()
+    for (*layer, _), v in zip(paths(sown), jaxpr.outvars, strict=True):
+        place, layer = origin(jaxpr, v), tuple(layer)
         if place is not None and place < len(given) and given[place] == ("params", *layer, "kernel"):
             found.add(layer)
     return found

@@ -390,3 +390,10 @@ def test_half_precision_is_refused_by_name():
     model = jc.Model(module, variables, input_size=8)
     with pytest.raises(jc.InputError, match=r"layer 'layers_0' computes in bfloat16; expected float32"):
         jc.score(model, np.ones((1, 8, 8, 3), np.float32), jc.Features("layers_2", [0]))
+
+
+def test_variables_that_are_no_dictionaries(small):
+    """What `module.init` has sown is there as tuples."""
+    given = {**small.model.variables, "intermediates": {"layer1": {"seen": (np.zeros(3),)}}}
+    found = jc.Model(small.model.module, given, apply_options={"train": False}, input_size=13)
+    assert list(found.layers) == list(small.model.layers) and not any(la.trouble for la in found.layers.values())

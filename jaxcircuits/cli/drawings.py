@@ -97,7 +97,7 @@ def report(
     layer, manifest. One circuit's is STEM.report.html, that of several report.html. With --atlas, CIRCUIT is a feature.
     """
     screen = Screen(quiet, as_json)
-    if atlas is None and (keep or kernels) is not None:
+    if atlas is None and (keep, kernels) != (None, None):
         raise InputError("--keep and --kernels choose a level of an atlas; expected --atlas beside them")
     check_format("html")
     level = {"keep": keep, "kernels": kernels}
