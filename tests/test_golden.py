@@ -26,13 +26,13 @@ def golden(layer):
 
 
 def check(scores, arrays, key, total):
-    """Scores, times `total`, are the golden ones up to 1e-5 of each layer's largest."""
+    """Scores, times `total`, are the golden ones up to 5e-6 of each layer's largest."""
     layers = [name for name in CONVOLUTIONS if f"{key}/{name}" in arrays]
     assert layers == list(scores.layers)
     for name in layers:
         expected = arrays[f"{key}/{name}"].T
         error = np.abs(np.asarray(scores.values[name][0]) * total - expected).max() / np.abs(expected).max()
-        assert error <= 1e-5, (key, name, error)
+        assert error <= 5e-6, (key, name, error)
 
 
 @pytest.mark.parametrize("layer", FEATURES)
@@ -73,8 +73,9 @@ def test_scores_and_curves(alexnet, images, layer, criterion, key, number):
     assert sum(int(mask.sum()) for mask in scores.relevant.values()) == arrays["relevant"]
     if criterion != "magnitude":
         check(scores, arrays, key, number)
-    curve = jc.curve(alexnet, images, features, scores, KEEPS[:10])
-    np.testing.assert_allclose(curve[0], arrays[f"{key}_curve"][:10], atol=0.01)
+    keeps = [keep for keep in KEEPS if keep >= 0.01]
+    curve = jc.curve(alexnet, images, features, scores, keeps)
+    np.testing.assert_allclose(curve[0], arrays[f"{key}_curve"][: len(keeps)], atol=0.003)
 
 
 @pytest.mark.slow
