@@ -146,13 +146,18 @@ class Holder(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[tuple[str, str], Array]:
-        return {(kind, leaf): _variable(self, kind, leaf, shape) for (kind, leaf), shape in self.shapes.items()}
+        return _variables(self, self.shapes)
 
 
-def _variable(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
-    if collection == "params":
-        return module.param(name, nn.initializers.zeros, shape)
-    return module.variable(collection, name, jnp.zeros, shape).value
+def _variables(module: nn.Module, shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> dict[tuple[str, str], Array]:
+    """A module's own {(collection, leaf): value}."""
+
+    def value(collection: str, name: str, shape: tuple[int, ...]) -> Array:
+        if collection == "params":
+            return module.param(name, nn.initializers.zeros, shape)
+        return module.variable(collection, name, jnp.zeros, shape).value
+
+    return {place: value(*place, shape) for place, shape in shapes.items()}
 
 
 class Compact(nn.Module):
@@ -188,9 +193,7 @@ class Compact(nn.Module):
             modules = path[1:-1]
             if modules not in holders:
                 own = {(p[0], p[-1]): shapes[p].shape for p in shapes if p[1:-1] == modules}
-                holders[modules] = Holder(own, name=".".join(modules))() if modules else {
-                    (kind, name): _variable(self, kind, name, shape) for (kind, name), shape in own.items()
-                }  # fmt: skip
+                holders[modules] = Holder(own, name=".".join(modules))() if modules else _variables(self, own)
             return holders[modules][path[0], path[-1]]
 
         return self.skeleton.run(images, layer, norm, leaf)

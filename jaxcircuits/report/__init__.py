@@ -118,18 +118,17 @@ def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, A
     """
     best = ranking(circuit)
     kept = sum(int(mask.sum()) for mask in circuit.masks.values())
-    counts = {kept}
-    if best.scored:
-        counts |= {min(max(1, math.floor(keep * relevant + 0.5)), len(best.o)) for keep in KEEPS}
-    masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in sorted(counts)]
+    others = {min(max(1, math.floor(keep * relevant + 0.5)), len(best.o)) for keep in KEEPS} if best.scored else set()
+    counts = sorted({kept} | others)
+    masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in counts]
     masks = [{name: m[None] for name, m in mask.items()} for mask in masks]
     offsets = None
     if circuit.offsets is not None:
         own = {name: a[None] for name, a in circuit.offsets.items()}
-        offsets = [own if count == kept else None for count in sorted(counts)]
+        offsets = [own if count == kept else None for count in counts]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so that r is not defined")  # where it is not, no point is drawn
         judged = evaluate(model, images, circuit.features, masks, ablation=circuit.ablation, offsets=offsets)
     r = [finite(value) for value in np.asarray(judged.correlation()).reshape(-1)]
-    points = [(count / relevant, count, value) for count, value in zip(sorted(counts), r, strict=True)]
+    points = [(count / relevant, count, value) for count, value in zip(counts, r, strict=True)]
     return {"points": points, "chart": chart(points, kept), "scored": best.scored}
