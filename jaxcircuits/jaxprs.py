@@ -1,9 +1,11 @@
-"""What walks through a network's jaxpr share: which of its equations are calls, and which go element by element."""
+"""What walks through a network's jaxpr share: which of its equations are calls, which go element by element, and which
+results are operands as they are."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr
 
 LOOPS = ("scan", "while", "cond")
@@ -36,6 +38,22 @@ def origin(jaxpr: Any, variable: Any) -> int | None:
             return None
         variable = equation.invars[place]
     return places[id(variable)]
+
+
+def stored_kernels(jaxpr: Any, sown: Any, variables: Any) -> set[tuple[str, ...]]:
+    """The paths of layers whose kernels are those among the variables, which are the jaxpr's first operands, of the
+    kernels that it gives, sown by their modules: a transform such as `nn.map_variables` makes others."""
+
+    def paths(tree: Any) -> list[tuple[str, ...]]:
+        found = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return [tuple(part.key for part in path if hasattr(part, "key")) for path, _ in found]
+
+    given, found = paths(variables), set()
+    for (*layer, _), v in zip(paths(sown), jaxpr.outvars, strict=True):
+        place, layer = origin(jaxpr, v), tuple(layer)
+        if place is not None and place < len(given) and given[place] == ("params", *layer, "kernel"):
+            found.add(layer)
+    return found
 
 
 def by_element(equation: Any) -> bool:

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jaxcircuits import live, masked, sparse
 from jaxcircuits.errors import InputError
-from jaxcircuits.jaxprs import origin
+from jaxcircuits.jaxprs import stored_kernels
 from jaxcircuits.layers import IMAGES, Call, Layer, Variables, layer_of
 from jaxcircuits.threads import pool
 
@@ -199,26 +199,10 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
         raise InputError(
             f"{type(module).__name__} does not run on an image of shape {image_shape} with these variables: {reason}"
         ) from error
-    stored = _stored(jaxpr.jaxpr, sown, variables)
+    stored = stored_kernels(jaxpr.jaxpr, sown, variables)
     calls = {path: [call._replace(tapped=call.tapped and path in stored) for call in of] for path, of in calls.items()}
     layers = {".".join(path): layer_of(path, seen, variables) for path, seen in calls.items()}
     return Network(module, tuple(options.items()), image_shape, layers)
-
-
-def _stored(jaxpr: Any, sown: Any, variables: Variables) -> set[tuple[str, ...]]:
-    """The paths of layers whose kernels are the variables' own, of what their modules have sown: a transform such as
-    `nn.map_variables` or `nn.SpectralNorm` gives them others."""
-
-    def paths(tree: Any) -> list[tuple[str, ...]]:
-        found = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return [tuple(part.key for part in path if hasattr(part, "key")) for path, _ in found]
-
-    given, found = paths(variables), set()
-    for (*layer, _), v in zip(paths(sown), jaxpr.outvars, strict=True):
-        place, layer = origin(jaxpr, v), tuple(layer)
-        if place is not None and place < len(given) and given[place] == ("params", *layer, "kernel"):
-            found.add(layer)
-    return found
 
 
 def batch_norms(network: Network, variables: Variables) -> dict[str, tuple[str, ...]]:
