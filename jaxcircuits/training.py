@@ -34,8 +34,9 @@ PARTS = 3
 POOL, BLOCK, TOGETHER = 512, 16, 8
 # Settling begins at this step's views: the same ones, however long the way was.
 SETTLING = 1 << 20
-# What is looked at in every `OFTEN`th step of settling, and never trained on: the views of `HELD` steps from here.
-HELD_OUT, HELD, OFTEN = 1 << 21, 2, 4
+# What is looked at in every `OFTEN`th step of settling's second half, and never trained on: the views of `HELD` steps
+# from here. With two of them, some circuits of the first half are the best by chance.
+HELD_OUT, HELD, OFTEN = 1 << 21, 8, 8
 
 
 class Task(NamedTuple):
@@ -187,7 +188,7 @@ def _train(
         seen = _looked_at(task, variables, views, directions, SETTLING + t)
         for (f, k), state in settling.items():
             settling[f, k] = step(state, f, amounts[f][k], 1 - t / steps)
-            if (steps - 1 - t) % OFTEN == 0:
+            if t >= steps // 2 and (steps - 1 - t) % OFTEN == 0:
                 now = judged(settling[f, k], f, amounts[f][k]), settling[f, k]
                 best[f, k] = min(best[f, k], now, key=operator.itemgetter(0))
     parts = [[learned.scores(best[f, k][1], of[f]) for f in range(number)] for k in range(len(kept))]

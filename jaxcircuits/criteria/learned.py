@@ -23,10 +23,10 @@ Srivastava et al., but of the question and not of the answer. The 1 beside b^1/2
 all logits equally far, also of the many kernels that hardly matter and whose gradients are chance.
 
 On the way from dense to sparse k_t = .4 K0 exp(-2 t / `steps`); where that reaches the wanted k, `steps` more with k
-itself follow, in which speed and leak fall to 0. Now and then the circuit, with a hard mask, is judged on views that
-are not trained on, as SNIP's own is, and the one of the lowest loss is the result, as exp(s / 4): of circuits of a few
-dozen kernels any step may cut the only path. What is learned for one amount does not depend on which others are asked
-for.
+itself follow, in which speed and leak fall to 0. In the second half of these every eighth circuit, with a hard mask,
+is judged on views that are not trained on, as SNIP's own is, and the one of the lowest loss is the result, as
+exp(s / 4): of circuits of a few dozen kernels any step may cut the only path. What is learned for one amount does not
+depend on which others are asked for.
 
 References:
     Savarese, Silva, Maire, "Winning the lottery with continuous sparsification" (arXiv 1912.04427), for soft masks;
