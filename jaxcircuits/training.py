@@ -136,7 +136,7 @@ def learn(
 
 def length(keeps: Sequence[float], steps: int) -> int:
     """How many views `learn` takes of each feature for these fractions to keep."""
-    return VIEWS * (max(0, int(learned.WAY * steps * np.log(learned.START / min(keeps)))) + steps * len(keeps))
+    return VIEWS * (learned.steps_to(min(keeps), steps) + steps * len(keeps))
 
 
 def _train(

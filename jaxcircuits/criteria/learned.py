@@ -140,6 +140,10 @@ def on_the_way(relevant: int, kept: int, steps: int = STEPS) -> np.ndarray:
 
     For a larger k it is the beginning of that for a smaller one.
     """
-    first = START * relevant
-    t = np.arange(1, int(WAY * steps * np.log(first / kept)) + 1)
-    return np.ceil(first * np.exp(-t / (WAY * steps))).astype(np.int32)
+    t = np.arange(1, steps_to(kept / relevant, steps) + 1)
+    return np.ceil(START * relevant * np.exp(-t / (WAY * steps))).astype(np.int32)
+
+
+def steps_to(share: float, steps: int = STEPS) -> int:
+    """How many steps it takes to shrink to this share of the relevant kernels."""
+    return max(0, int(WAY * steps * np.log(START / share)))
