@@ -178,7 +178,10 @@ def check_free(path: Path, manifest: Mapping[str, Any]) -> None:
         old = _manifest(_read(path, arrays=False)[0])
     except (ValueError, RecursionError, OverflowError):
         raise InputError(f"{str(path)!r} exists and is no circuit file; --force (force=True) overwrites it") from None
-    new = json.loads(json.dumps(manifest))
+    try:
+        new = json.loads(json.dumps(manifest))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the manifest of {str(path)!r} is no JSON: {error}") from None
     differing = sorted(k for k in {*old, *new} - COMPUTED if old.get(k) != new.get(k))
     if differing:
         raise InputError(

@@ -81,7 +81,7 @@ def compare(
     criteria = able(absolute, granularity) if criteria is None else criteria
     asked = (Options(name, absolute, layers, granularity, steps, seed, precision, chunk, batch) for name in criteria)
     options = {one.criterion: one for one in asked}
-    keeps = tuple(dict.fromkeys(keeps))
+    keeps = tuple(dict.fromkeys(np.ravel(keeps).tolist()))  # NumPy's numbers have no place in a manifest
     given: Any = {"test_images": test_images, "keeps": keeps, "ablation": ablation, "level": level, "number": number}
     every, manifest = question(model, images, features, [*options.values()], **given)
     network = model.network(image_shape(images))
@@ -162,8 +162,8 @@ def question(
         "steps": {one.criterion: one.steps or STEPS[one.criterion] for one in options if one.criterion in STEPS},
         "seed": asked.seed,
         "precision": asked.precision,
-        "level": level,
-        "resamples": number,
+        "level": float(level),
+        "resamples": int(number),
         "versions": versions(),
     }
     return every, manifest

@@ -237,7 +237,7 @@ def free_paths(stem: str | os.PathLike[str], manifest: Mapping[str, Any], *, for
     if force or not there:
         return paths
     try:
-        old = json.loads(paths[-1].read_text())["manifest"]
+        old = dict(json.loads(paths[-1].read_text())["manifest"])
         differing = sorted(k for k in {*old, *manifest} - {"versions"} if old.get(k) != manifest.get(k))
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         raise InputError(

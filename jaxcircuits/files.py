@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ def write_whole(path: Path, content: bytes) -> None:
         InputError: the folder cannot be made or the file not be written.
     """
     check_writable(path)  # in better words than the system's
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    known = hashlib.blake2s(os.fsencode(path.name), digest_size=8).hexdigest()  # a longer name may not be allowed
+    beside = path.with_name(f".{known}.{os.getpid()}.part")
     try:
         with folder(path.parent):
             try:
@@ -41,6 +43,8 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
         InputError: the folder cannot be made or a file not be written.
     """
     parent = next(iter(contents)).parent
+    for path in contents:
+        check_writable(path)
     try:
         with folder(parent), tempfile.TemporaryDirectory(prefix=".beside-", dir=parent) as beside:
             for path, content in contents.items():

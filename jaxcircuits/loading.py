@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxcircuits.data import ImageNet
 from jaxcircuits.data.files import INTERPOLATIONS
-from jaxcircuits.errors import InputError, nearest
+from jaxcircuits.errors import InputError, check_seed, nearest
 from jaxcircuits.layers import Layer, Variables
 from jaxcircuits.model import Model, listed
 from jaxcircuits.models import ARCHITECTURES, AUXILIARY, RENAMED, SEEN
@@ -67,6 +67,7 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_i
 
 def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> Model:
     module = ARCHITECTURES[name]()
+    check_seed(seed)
     extras, missing, seen, transformed = {}, (), {}, False
     word, _, number = weights.partition(":")
     if word == "random":
@@ -88,7 +89,7 @@ def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> M
         state = _with_auxiliary_that_fits(name, state)
         lacking = _without_end(name, state)
         converted = to_flax(
-            state, template, optional=lambda key: _may_lack(name, weights, key) or key.rpartition(".")[0] in lacking
+            state, template, optional=lambda key: _may_lack(name, weights, key) or key.startswith(lacking)
         )
         variables, extras, missing = converted.variables, converted.extras, converted.missing
         if word == "torchvision":  # VGG 16's IMAGENET1K_FEATURES has a classifier of nan
@@ -150,12 +151,14 @@ def _with_auxiliary_that_fits(name: str, state: StateDict) -> StateDict:
     return state
 
 
-def _without_end(name: str, state: StateDict) -> set[str]:
-    """The last layers of an architecture, as far as a source has no weights for them, such as the classifier; no layer
-    where it has none at all."""
+def _without_end(name: str, state: StateDict) -> tuple[str, ...]:
+    """How the weights of an architecture's last layers begin, as far as a source has none for them, such as the
+    classifier; and those of the modules that hold them and nothing that it has. None where it has no layer at all."""
     every = _layers(name)
     number = next((n for n, layer in enumerate(reversed(every)) if f"{layer.name}.weight" in state), 0)
-    return {layer.name for layer in every[len(every) - number :]}
+    ends = [f"{layer.name}." for layer in every[len(every) - number :]]
+    holders = {end.rstrip(".").rpartition(".")[0] + "." for end in ends} - {"."}
+    return (*ends, *(holder for holder in holders if not any(key.startswith(holder) for key in state)))
 
 
 def _may_lack(name: str, weights: str, key: str) -> bool:

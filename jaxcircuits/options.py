@@ -53,6 +53,9 @@ class Options:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_seed(self.seed)
+        for name in ("chunk", "batch", "steps", "seed"):  # NumPy's numbers have no place in a manifest
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
 
     @property
     def by_weight(self) -> bool:

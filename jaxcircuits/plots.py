@@ -89,7 +89,9 @@ def comparison(
             colour, marker = COLOURS[c % len(COLOURS)], MARKERS[c // len(COLOURS) % len(MARKERS)]
             line = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
             axes.plot(x, r[c, order], label=None if panel else _plain(criterion), zorder=2, **line)
-            axes.fill_between(x, *ends[c, order].T, color=colour, alpha=0.13, linewidth=0)
+            there = np.isfinite(ends[c, order]).all(-1)
+            if there.any():  # nothing else but nan would leave axes without limits
+                axes.fill_between(x, *ends[c, order].T, where=there, color=colour, alpha=0.13, linewidth=0)
         _dress(axes, x, lowest, name)
         lowest_of_column, first_of_row = panel + columns >= len(panels), panel % columns == 0
         axes.set_xlabel(xlabel if lowest_of_column else "", fontsize="small")

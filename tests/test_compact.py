@@ -223,6 +223,49 @@ def test_blocks_under_jit_and_other_modules():
         check(jc.compact(model, found)(images), np.asarray(y)[..., channel])
 
 
+class Again(nn.Module):
+    """One normalisation for two sets of channels, mirrored borders, and a sum with what is cut off at zero."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(True, name="norm")
+        x = nn.relu(norm(nn.Conv(6, (1, 1), name="a")(x)))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        x = nn.relu(nn.Conv(6, (3, 3), padding="VALID", name="b")(x))
+        return nn.Conv(3, (1, 1), name="last")(x + norm(nn.Conv(6, (1, 1), name="c")(x)))
+
+
+class TorchAgain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(6)
+        self.a, self.c = torch.nn.Conv2d(4, 6, 1), torch.nn.Conv2d(6, 6, 1)
+        self.b = torch.nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")
+        self.last = torch.nn.Conv2d(6, 3, 1)
+
+    def forward(self, x):
+        x = self.b(torch.relu(self.norm(self.a(x))))
+        torch.relu_(x)
+        return self.last(x + self.norm(self.c(x)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_modules_that_run_again_and_tensors_that_change(seed):
+    variables = twins.random_variables(Again(), (1, 6, 6, 4))
+    model = jc.Model(Again(), variables, input_size=6, channels=4)
+    network = TorchAgain().eval()
+    jc.pytorch.networks.fill(network, model.variables)
+    images = np.random.default_rng(0).standard_normal((2, 6, 6, 4), np.float32)
+    made = circuit(model, "last", 1, seed=seed)
+    masked = with_masks(model.network(), variables, made.masks)
+    wanted = np.asarray(Again().apply(masked, images))[..., 1]
+    with jc.pytorch.masked(network, made), torch.no_grad():
+        check(network(nchw(images))[:, 1], wanted)
+    assert check(jc.compact(model, made)(images), wanted)
+    with torch.no_grad():
+        check(jc.pytorch.compact(model, made, network=network)(nchw(images)), wanted)
+
+
 class Odd(nn.Module):
     """What is not in torchvision: a norm over neighbouring channels, a loop, channels in reverse, a layer scale."""
 

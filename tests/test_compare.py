@@ -102,7 +102,7 @@ def test_ties_and_what_is_not_defined():
     assert average(np.array([[[-0.1, -0.1, 0.1]], [[0.0, 0.0, 0.0]]]), 0.95).best.tolist() == [[0.5], [0.0]]
 
 
-def test_features_that_nothing_can_be_said_of(small, tests):
+def test_features_that_nothing_can_be_said_of(small, tests, tmp_path):
     """On images that are all the same a feature may be constant; averages leave it out, tables say so."""
     black = np.zeros_like(tests)
     result = jc.compare(small.model, small.images, jc.Features("fc2", [1]), test_images=black, layers=["fc2"], **ALONE)
@@ -110,7 +110,15 @@ def test_features_that_nothing_can_be_said_of(small, tests):
     assert np.isnan(layer.r).all() and np.isnan(layer.average.r).all()
     assert result.wins()[0]["r"] is None and result.wins()[0]["lead"] is None
     assert ",random,0.5,,,," in result.csv() and "| 0.5 | constant |" in result.markdown()
-    json.loads(result.json())
+    assert json.loads(result.save(tmp_path / "a")[3].read_text())["wins"][0]["r"] is None
+
+
+def test_numbers_of_numpy_and_jax(small, tests, tmp_path):
+    numbers: dict = {"keeps": jax.numpy.array([0.5, 0.25]), "seed": np.int64(3), "level": np.float32(0.5)}
+    options = {**numbers, "number": np.int64(5), "criteria": ["random"], "batch": np.int32(2)}
+    result = jc.compare(small.model, small.images, jc.Features("layer1.conv1", [6]), test_images=tests, **options)
+    manifest = json.loads(result.save(tmp_path / "a")[3].read_text())["manifest"]
+    assert [manifest[name] for name in ("keeps", "seed", "level", "resamples")] == [[0.5, 0.25], 3, 0.5, 5]
 
 
 def test_a_layer_of_which_nothing_is_defined_is_left_out(small, tests):
@@ -226,6 +234,10 @@ def test_files_are_of_one_question(small, tests, found, tmp_path):
     (tmp_path / "b.md").write_text("mine")
     with pytest.raises(jc.InputError, match=r"'.*b\.md' exists and is of no comparison"):
         found.save(tmp_path / "b")
+    for content in ('{"manifest": "abc"}', '{"manifest": ["a"]}', '{"manifest": []}'):
+        (tmp_path / "new" / "c.json").write_text(content)
+        with pytest.raises(jc.InputError, match="--force"):
+            found.save(tmp_path / "new" / "c")
     with pytest.raises(jc.InputError, match=r"b\.md' is a file"):
         found.save(tmp_path / "b.md" / "c")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.md", "new"]

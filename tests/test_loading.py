@@ -154,10 +154,18 @@ def test_old_names_of_densenet(tmp_path, monkeypatch):
     assert jc.load("small", weights=tmp_path / "a.safetensors").state_dict().keys() == state.keys()
 
 
+def test_the_end_of_a_network_has_other_modules_too(tmp_path):
+    short = {key: value for key, value in zeros("convnext_tiny").items() if not key.startswith("classifier")}
+    write_state(tmp_path / "short.pth", short)
+    missing = jc.load("convnext_tiny", weights=tmp_path / "short.pth").missing
+    assert set(missing) == {f"classifier.{n}.{name}" for n in (0, 2) for name in ("weight", "bias")}
+
+
 def test_the_head_of_squeezenet_is_a_convolution(tmp_path):
     write_state(tmp_path / "a.safetensors", zeros("squeezenet1_1", num_classes=4))
     model = jc.load("squeezenet1_1", weights=tmp_path / "a.safetensors")
     assert model.layers["classifier.1"].outputs == checkpoint_manifest(model)["num_classes"] == 4
+    assert jc.pytorch.torchvision_network(model).get_submodule("classifier.1").weight.shape == (4, 512, 1, 1)
 
 
 def test_what_images_look_like(tmp_path):

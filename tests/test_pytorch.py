@@ -66,6 +66,14 @@ def test_pruned(small):
     check(output(network, small.images, "layer1.conv2", 3), wanted)
 
 
+def test_masked_networks_are_not_pruned(small):
+    made = circuit(small.model, "layer1.conv2", 3)
+    before = {name: value.clone() for name, value in small.torch.state_dict().items()}
+    with jc.pytorch.masked(small.torch, made), pytest.raises(jc.InputError, match="masked or parametrised already"):
+        jc.pytorch.prune(small.torch, made)
+    assert all(torch.equal(value, before[name]) for name, value in small.torch.state_dict().items())
+
+
 def test_another_network(small):
     made = circuit(small.model, "features.3", 1)
     for network, why in (
@@ -154,6 +162,8 @@ def test_files_that_are_none(small, tmp_path, monkeypatch):
         ({}, "expected tensors by module name"),
         (good, "holds a Tensor; expected tensors by module name"),
         ([good] * 9, "lists 9 arrays; small has"),
+        ({"masks": {"features.0": good}, "scores": {"features.0": good}}, "holds masks and scores; expected one"),
+        ({"features.0": good, "features.0.weight": good}, "holds two arrays for 'features.0'"),
     ):
         with pytest.raises(jc.InputError, match=why):
             jc.pytorch.read_masks(saved("a.pt", content), small.model, "features.3:1")

@@ -77,6 +77,8 @@ def save_checkpoint(
         raise ConversionError(f"cannot write {directory}: {reason(err)}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    if old.is_symlink():  # what it leads to is left alone
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ from jaxcircuits.spelling import parse
 @click.argument("feature")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT, common.OBJECTIVE)
 @click.option("--keep", help="Of scores: fractions of the relevant kernels to keep, comma-separated.")
-@click.option("--kernels", help="Of scores: numbers of kernels to keep, instead of --keep.")
+@click.option("--kernels", help="Of scores: numbers of kernels to keep, instead of --keep or beside it.")
 @click.option(
     "--criterion", default="imported", show_default=True, callback=common.not_empty,
     help="What the circuits' names and manifests call the way they were found.",

@@ -35,6 +35,7 @@ class Skeleton:
 
     def __init__(self, network: Network, found: Plan):
         self.network, self.plan = network, found
+        self.whole: set[str] = set()  # normalisations that are called for several sets of channels
         self.shapes = jax.eval_shape(lambda: found.variables)
         self.traced: Callable[[tuple[int, ...]], Traced] = functools.cache(
             lambda shape: traced(self.network, self.shapes, shape)
@@ -71,7 +72,8 @@ class Skeleton:
 
         def run_norm(name: str, x: Known, shape: tuple[int, ...]) -> Known:
             module, options = trace.norms[name]
-            if isinstance(x, Part) and isinstance(module, nn.BatchNorm) and x.axis == module.axis % len(shape):
+            narrow = isinstance(module, nn.BatchNorm) and name not in self.whole
+            if narrow and isinstance(x, Part) and x.axis == module.axis % len(shape):
                 return x._replace(value=norm(name, module, options, x.value, x.index))
             return norm(name, module, options, whole(x), None)
 
@@ -87,6 +89,7 @@ class Skeleton:
         """The compact module's variables, of the whole network's."""
         given: dict[Path, Any] = traverse_util.flatten_dict(self.plan.variables)
         found: dict[Path, Any] = {}
+        channels: dict[str, list[int] | None] = {}
 
         def layer(left: Slice, x: Array) -> Array:
             name, kernel = left.layer.name, left.kernel
@@ -96,6 +99,9 @@ class Skeleton:
             return jnp.zeros((len(x), *left.layer.output_shape[:-1], kernel.shape[-1]))
 
         def norm(name: str, module: nn.Module, options: dict[str, Any], x: Array, index: np.ndarray | None) -> Array:
+            now = None if index is None else index.tolist()
+            if channels.setdefault(name, now) != now:
+                self.whole.add(name)
             for path, value in given.items():
                 if ".".join(path[1:-1]) == name:
                     found[path[0], name, path[-1]] = value if index is None else np.asarray(value)[index]
@@ -106,8 +112,9 @@ class Skeleton:
             return given[path]
 
         image = jax.ShapeDtypeStruct((1, *self.network.image_shape), jnp.float32)
+        before = len(self.whole)
         jax.eval_shape(lambda images: self.run(images, layer, norm, leaf), image)
-        return traverse_util.unflatten_dict(found)
+        return traverse_util.unflatten_dict(found) if len(self.whole) == before else self.variables()
 
 
 def _place(path: Path) -> Path:

@@ -92,7 +92,7 @@ def decoded(picture: Image.Image, *, sketch: bool = False) -> Image.Image:
         raise ValueError("its grey is in floats, of whatever range; expected 8 or 16 bits")
     if picture.mode.startswith("I"):  # Pillow would cut it off at 255
         grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() >= 1 << 16:
+        if picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # those have 16 bits at most
             raise ValueError("its grey is in 32 bits; expected 8 or 16")
         picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     return picture.convert("RGB")

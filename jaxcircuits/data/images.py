@@ -88,6 +88,8 @@ class Images:
         batch: int,
         limit: int | None,
     ) -> None:
+        if (channels := getattr(like, "channels", 3)) != 3:
+            raise InputError(f"pictures have 3 channels, the model's images {channels}; expected an array of those")
         self.source, self.batch = source, batch
         self.resize = resize if pictures.resizable else None
         self._pictures, self._strict, self._limit = pictures, strict, limit

@@ -48,9 +48,11 @@ def read_kernels(path: str | Path, model: Model) -> dict[str, np.ndarray]:
         InputError: the file cannot be read, or does not fit the model.
     """
     found = _loaded(Path(path))
-    for nest in NESTS:
-        if isinstance(found, Mapping) and nest in found and not hasattr(found[nest], "shape"):
-            found = found[nest]
+    nests = [n for n in NESTS if isinstance(found, Mapping) and n in found and not hasattr(found[n], "shape")]
+    if len(nests) > 1:
+        raise InputError(f"{str(path)!r} holds {' and '.join(nests)}; expected one of them")
+    if nests:
+        found = found[nests[0]]
     if isinstance(found, Sequence) and not isinstance(found, str):
         convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
         if not 0 < len(found) <= len(convolutions):
@@ -65,13 +67,15 @@ def read_kernels(path: str | Path, model: Model) -> dict[str, np.ndarray]:
         name = str(key)
         for ending in ENDINGS:
             name = name.removesuffix(ending)
+        if name in arrays:
+            raise InputError(f"{str(path)!r} holds two arrays for {name!r}; expected one")
         arrays[name] = _kernels(name, value, find_layer(model.layers, name))
     return {name: arrays[name] for name in model.layers if name in arrays}
 
 
 def _loaded(path: Path) -> Any:
     try:
-        return read_file(path) if path.suffix == ".safetensors" else load_torch(path)
+        return read_file(path) if path.suffix.lower() == ".safetensors" else load_torch(path)
     except ConversionError as error:
         raise InputError(str(error)) from None
 

@@ -103,6 +103,7 @@ def _layers(network: nn.Module, circuit: Circuit, *, alone: bool) -> Iterator[tu
     With `alone`, nothing else may have been done to a layer's weight.
     """
     import torch
+    from torch.nn.utils import parametrize
 
     known = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
     for name, mask in circuit.masks.items():
@@ -114,7 +115,8 @@ def _layers(network: nn.Module, circuit: Circuit, *, alone: bool) -> Iterator[tu
                 f"the circuit's mask of {name!r} is {by_output.shape}, outputs by inputs; "
                 f"the PyTorch network's layer is {tuple(layer.weight.shape[:2])}"
             )
-        if alone and "weight" not in dict(layer.named_parameters(recurse=False)):
+        given = "weight" in dict(layer.named_parameters(recurse=False))
+        if not given and (alone or parametrize.is_parametrized(layer, "weight")):
             raise InputError(f"the weight of {name!r} in the PyTorch network is pruned, masked or parametrised already")
         ones = (1,) * (layer.weight.ndim - 2)
         offset = None if circuit.offsets is None else circuit.offsets.get(name)

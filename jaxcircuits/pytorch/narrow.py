@@ -40,6 +40,8 @@ JOINS = {
     torch.add: torch.add,
     torch.mul: torch.mul,
 }
+# operators that change a tensor in place, beside what PyTorch writes with `_` at the end
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 class Part(NamedTuple):
@@ -106,6 +108,8 @@ class _Walk:
             if node.op == "output":
                 break
             self.known[node] = self.made(node)
+            if self.in_place(node):  # what is read from its input later on is its result
+                self.known[_given(node)[0]] = self.known[node]
             if node.op == "call_module" and node.target == self.plan.target:
                 self.graph.output(self.known[node].node)
                 compact = fx.GraphModule(self.root, self.graph, f"Compact{type(self.network).__name__}")
@@ -114,6 +118,16 @@ class _Walk:
                 compact.delete_all_unused_submodules()
                 return compact.eval()
         raise InputError(f"{type(self.network).__name__} has no layer {self.plan.target!r}")
+
+    def in_place(self, node: fx.Node) -> bool:
+        """Whether a node of the old graph changes its first argument, a tensor."""
+        if not (node.args and isinstance(node.args[0], fx.Node) and "tensor_meta" in node.args[0].meta):
+            return False
+        if node.op == "call_module":
+            return getattr(self.network.get_submodule(str(node.target)), "inplace", False) is True
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        inner = name.endswith("_") and not name.endswith("__")
+        return node.op != "get_attr" and (inner or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
 
     def made(self, node: fx.Node) -> Any:
         """What a node of the old graph is in the new one."""
@@ -135,7 +149,8 @@ class _Walk:
         module, name, x = self.network.get_submodule(str(node.target)), str(node.target), self.known[_given(node)[0]]
         if isinstance(module, nn.Conv2d | nn.Linear) and name in self.plan.layers:
             return self.layer(node, module, name, x)
-        if isinstance(x, Part) and isinstance(module, nn.BatchNorm2d) and x.axis == 1:
+        once = [n.op for n in node.graph.nodes if n.target == node.target] == ["call_module"]
+        if isinstance(x, Part) and isinstance(module, nn.BatchNorm2d) and x.axis == 1 and once:
             there = np.maximum(x.index, 0)
             small = nn.BatchNorm2d(len(there), module.eps, module.momentum, module.affine, module.track_running_stats)
             small.load_state_dict({k: v[there] if v.ndim else v for k, v in module.state_dict().items()})

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def torchvision_network(model: Model) -> nn.Module:
-    """torchvision's network of a model's name, with its weights, in evaluation mode; what is missing stays as drawn.
+    """torchvision's network of a model's name, with its weights and as many classes, in evaluation mode.
+
+    What is missing stays as drawn.
 
     Args:
         model: whose name torchvision knows.
@@ -30,7 +32,8 @@ def torchvision_network(model: Model) -> nn.Module:
     if model.name not in models.list_models():
         raise InputError(f"torchvision has no network {model.name!r}; give one whose layers have the model's names")
     options = {} if model.transform_input is None else {"transform_input": model.transform_input, "init_weights": False}
-    network = models.get_model(model.name, weights=None, **options)
+    classes = list(model.layers.values())[-1].outputs
+    network = models.get_model(model.name, weights=None, num_classes=classes, **options)
     fill(network, model.variables, missing=model.missing)
     return network.eval()
 

@@ -26,7 +26,8 @@ def like(module: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor
     if isinstance(module, nn.Linear):
         small = nn.Linear(weight.shape[1], len(weight), bias is not None)
     else:
-        options: Any = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        geometry = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        options: Any = {name: getattr(module, name) for name in geometry}
         small = nn.Conv2d(weight.shape[1] * groups, len(weight), groups=groups, bias=bias is not None, **options)
     small.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
     return small
