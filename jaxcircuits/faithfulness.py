@@ -70,7 +70,8 @@ def curve(
 ) -> np.ndarray:
     """`correlation` of the circuits that keep each of these fractions of the relevant kernels: (F, K) float64.
 
-    Scores that depend on how much is kept ("force", "learned") are made again for each fraction, with these images.
+    Scores that depend on how much is kept ("force", "learned") are made again for each fraction, with these images and
+    as many rounds or steps; of a `schedule` nothing but its length counts.
 
     Args:
         model, images, features, ablation, batch: as for `correlation`.

@@ -95,7 +95,10 @@ def scores_at(scores: Scores, granularity: str) -> Scores:
     if AXES[granularity] > AXES[scores.record.granularity]:
         raise InputError(f"scores of {scores.record.granularity}s cannot be told apart by {granularity}")
     values = {name: coarser(scores.values[name], scores.relevant[name], granularity) for name in scores.layers}
-    return replace(scores, values=values, record=scores.record._replace(granularity=granularity))
+    record = scores.record._replace(granularity=granularity)
+    if granularity != scores.record.granularity:
+        record = record._replace(kernels=None, schedule=None)  # numbers of what there was before
+    return replace(scores, values=values, record=record)
 
 
 def masks_at(masks: Arrays, granularity: str, *, relevant: Arrays | None = None) -> Masks:

@@ -116,6 +116,8 @@ def test_what_is_overwritten(tmp_path):
         assert path.read_bytes() == before
         other.save(path, force=True)
         circuit().save(path, force=True)
+    with pytest.raises(jc.InputError, match="is no JSON"):
+        circuit(seed={1}).save(path)
     path.write_bytes(b"a thesis")
     with pytest.raises(jc.InputError, match="is no circuit file; --force"):
         circuit().save(path)

@@ -609,6 +609,15 @@ def test_a_checkpoint_is_overwritten_only_when_asked(checkpoint):
     assert os.listdir(checkpoint.parent) == ["checkpoint"]
 
 
+def test_a_link_to_a_checkpoint_is_exchanged(checkpoint):
+    before, link = load_checkpoint(checkpoint)[2], checkpoint.with_name("link")
+    link.symlink_to(checkpoint)
+    save_checkpoint(link, {"params": {"a": {"bias": np.ones(1, np.float32)}}}, {}, {}, overwrite=True)
+    assert load_checkpoint(link)[0] == {"params": {"a": {"bias": np.ones(1, np.float32)}}}
+    assert load_checkpoint(checkpoint)[2] == before
+    assert sorted(os.listdir(checkpoint.parent)) == ["checkpoint", "link"]
+
+
 def test_other_directories_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConversionError, match="no checkpoint, so it is not overwritten"):

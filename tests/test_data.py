@@ -89,6 +89,24 @@ def test_crop_is_torchvisions(width, height, size, shorter, seed, how):
     np.testing.assert_array_equal(files.fitted(picture, size, shorter, "squash", how), np.asarray(expected))
 
 
+def test_grey_of_more_bits(tmp_path):
+    """16 are read, of whatever values; of 32 nobody can say what is white."""
+    grey = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "b.tiff")
+    first, second = pixels(read_images(tmp_path, SMALL, resize="squash"))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first[..., 0], np.round(grey / 257))
+    Image.fromarray((grey // 256).astype(np.int32)).save(tmp_path / "b.tiff")
+    refused(tmp_path / "b.tiff", "32 bits")
+
+
+def test_models_of_grey_images_take_arrays(tmp_path):
+    noise(32, 32).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="pictures have 3 channels, the model's images 1"):
+        read_images(tmp_path, SimpleNamespace(**(vars(SMALL) | {"mean": (0.5,), "std": (0.5,)}), channels=1))
+
+
 def test_models_say_how_pictures_are_resized(tmp_path):
     noise(90, 70).save(tmp_path / "a.png")
     model = SimpleNamespace(**vars(SMALL), interpolation="bicubic")

@@ -185,6 +185,13 @@ def test_force_of_filters_keeps_so_many_filters(small):
     assert found.record.granularity == "filter" and found.values["layer1.conv1"].shape == (2, 8)
 
 
+def test_numbers_of_kernels_are_none_of_filters(small):
+    scores = jc.score(small.model, small.images, jc.Features(TARGET, [1]), criterion="force", kernels=20)
+    assert int(sum(np.asarray(mask).sum() for mask in jc.top_kernels(jc.scores_at(scores, "kernel")).values())) == 20
+    with pytest.raises(jc.InputError):
+        jc.top_kernels(jc.scores_at(scores, "filter"))
+
+
 def test_extracted_circuits_of_filters_are_files_of_kernels(small, tmp_path):
     features = jc.Features(TARGET, [4])
     (circuit,) = jc.extract(

@@ -1,5 +1,6 @@
 """Atlases that are hostile or broken, one by one: what their manifest says, links, and chunks that hold too much."""
 
+import hashlib
 import json
 import os
 
@@ -10,7 +11,7 @@ import jaxcircuits as jc
 from jaxcircuits.atlas import store
 from jaxcircuits.atlas.lock import held
 from jaxcircuits.atlas.store import Plan
-from jaxcircuits.files import write_whole
+from jaxcircuits.files import write_all, write_whole
 from tests.hostile.atlases import altered, seed_atlas
 from weights_conversion import write_state
 
@@ -41,6 +42,19 @@ def test_atlases_that_are_none(changes, why, tmp_path):
         jc.Atlas(tmp_path)
 
 
+def test_names_as_long_as_they_may_be(tmp_path):
+    for path in (tmp_path / ("a" * 251 + ".png"), tmp_path / ("図" * 83 + ".png")):
+        write_whole(path, b"x")
+        assert path.read_bytes() == b"x"
+
+
+def test_all_files_or_none(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(jc.InputError, match="it is a folder"):
+        write_all({tmp_path / "a": b"x", tmp_path / "b": b"y"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_links_in_atlases_are_not_followed(tmp_path):
     root, elsewhere = altered(tmp_path / "atlas"), tmp_path / "elsewhere"
     (root / "features.0").rename(elsewhere)
@@ -52,8 +66,9 @@ def test_links_in_atlases_are_not_followed(tmp_path):
     with pytest.raises(jc.InputError, match="it is a link"), held(root):
         pass
     for write in (lambda path: write_whole(path, b"x"), lambda path: write_state(path, {"a": np.ones(2)})):
-        for ending in ("part", "tmp"):
-            link = tmp_path / f".a.pth.{os.getpid()}.{ending}"
+        known = hashlib.blake2s(b"a.pth", digest_size=8).hexdigest()
+        for name in (f".{known}.{os.getpid()}.part", f".a.pth.{os.getpid()}.tmp"):
+            link = tmp_path / name
             link.unlink(missing_ok=True)
             link.symlink_to(tmp_path / "precious")
         write(tmp_path / "a.pth")

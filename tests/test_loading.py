@@ -154,6 +154,12 @@ def test_old_names_of_densenet(tmp_path, monkeypatch):
     assert jc.load("small", weights=tmp_path / "a.safetensors").state_dict().keys() == state.keys()
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5])
+def test_seeds_are_whole_numbers(seed):
+    with pytest.raises(jc.InputError, match="expected a whole number"):
+        jc.load("alexnet", weights="random", seed=seed)
+
+
 def test_the_end_of_a_network_has_other_modules_too(tmp_path):
     short = {key: value for key, value in zeros("convnext_tiny").items() if not key.startswith("classifier")}
     write_state(tmp_path / "short.pth", short)

@@ -356,6 +356,22 @@ def test_report(opened, small):
     assert first.locator(".edge.on").count() and not page.locator(".entry").nth(1).locator(".edge.on").count()
 
 
+def test_a_reports_curve_of_filters_is_that_of_their_scores(small):
+    features, keep = jc.Features("layer1.conv2", [3]), [0.5, 1.0]
+    options = {"granularity": "filter", "keep": 0.3, "with_scores": True}
+    (circuit,) = jc.extract(small.model, small.images, features, **options)
+    curve = entry(small.model, circuit, small.images, pictures="none")["curve"]
+    scores = jc.score(small.model, small.images, features, granularity="filter")
+    number = sum(int(np.asarray(mask[0]).any(0).sum()) for mask in scores.relevant.values())
+    wanted = jc.curve(small.model, small.images, features, scores, keeps=keep)[0]
+    for fraction, r in zip(keep, wanted, strict=True):
+        near = min(curve["points"], key=lambda point: abs(point[0] - int(fraction * number + 0.5) / number))
+        assert near[0] == pytest.approx(int(fraction * number + 0.5) / number)
+        assert near[2] == pytest.approx(r, abs=1e-6)
+    kept = {name for name, count, _ in curve["points"] if count == circuit.manifest["kept"]}
+    assert kept == {int(0.3 * number + 0.5) / number}
+
+
 def test_a_reports_own_r_is_that_of_its_own_means(small):
     """On other images than those that its means are of."""
     (circuit,) = jc.extract(

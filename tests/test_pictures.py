@@ -148,6 +148,15 @@ def test_pictures_drive_their_features(small, objective):
     np.testing.assert_allclose(middle, found.values, atol=0.05)
 
 
+def test_positions_do_not_matter_and_progress_is_of_features(small):
+    done = []
+    options = {"steps": 2, "chunk": 2, "crop": False}
+    plain = visualise(small.model, jc.Features(LAYER, [1, 2, 0]), progress=done.append, **options)
+    placed = visualise(small.model, jc.Features(LAYER, [1, 2, 0], position="middle"), **options)
+    np.testing.assert_array_equal(plain.pictures, placed.pictures)
+    assert sum(done) == 2 * 3
+
+
 def test_pictures_of_circuits(small):
     """With one mask for all features, and with one for each: an empty circuit cannot be driven."""
     layers = [name for name in small.model.layers if not name.startswith("fc")]

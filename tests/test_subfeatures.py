@@ -2,6 +2,7 @@
 twins and planted structure."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from jaxcircuits.subfeatures import (
     responses,
     separate,
     silhouette,
+    trajectories,
 )
 from jaxcircuits.subfeatures.parts import overlaps
 from jaxcircuits.subfeatures.scoring import Stream
@@ -82,6 +84,19 @@ def test_what_memory_cannot_hold_lies_on_the_disk(small, scored, monkeypatch):
     assert all(isinstance(values, np.memmap) for values in found.values.values())
     for name in scored.layers:
         np.testing.assert_array_equal(found.values[name], scored.values[name])
+
+
+def test_a_feature_of_the_first_layer_has_a_map(small):
+    """On which all images lie in one place: there is nothing before it that they could differ in."""
+    scored = image_scores(small.model, small.images, jc.Features("features.0", channels=[2]))
+    assert np.isfinite(trajectories(scored).points).all()
+
+
+def test_means_of_many_images(scored):
+    many = replace(scored, values={name: np.tile(a, (30, *(1,) * (a.ndim - 1))) for name, a in scored.values.items()})
+    rows = np.arange(0, 150, 2)
+    for name, mean in many.mean_over([rows]).values.items():
+        np.testing.assert_allclose(mean[0], many.values[name][rows].mean(0, dtype=np.float64), rtol=1e-6, atol=1e-9)
 
 
 def test_folders():
@@ -212,6 +227,11 @@ def test_circuits_of_groups(small, scored, tmp_path):
         (lambda m, x, s: separate(s, [0] * 5, nulls=-1), "nulls is -1"),
         (lambda m, x, s: clusters(profiles(s), 9), "9 clusters of 5 different images"),
         (lambda m, x, s: profiles(s, ["fc1"]), "was not scored"),
+        (lambda m, x, s: separate(s, [1, "1", 1, "1", 1]), "expected different names"),
+        (lambda m, x, s: clusters(profiles(s), 2, seed=-1), "seed is -1"),
+        (lambda m, x, s: clusters(profiles(s), 2.5), "number is 2.5; expected a whole number"),
+        (lambda m, x, s: trajectories(s, seed=-1), "seed is -1"),
+        (lambda m, x, s: trajectories(s, neighbours=2.5), "neighbours is 2.5"),
     ],
 )
 def test_bad_input(small, scored, call, words):

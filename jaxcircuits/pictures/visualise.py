@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -110,7 +110,8 @@ def visualise(
         offsets: of mean ablation, {layer: (O,)} or {layer: (F, O)} like the masks.
         objective: the feature's value in the "middle", or its "mean" over the map, which shows textures.
         steps: of Adam.
-        seed: of the noise at the beginning and of the views; a feature's picture does not depend on the other features.
+        seed: of the noise at the beginning and of the views; a feature's picture does not depend on the other
+            features; that of a direction without a name does on its number among them.
         crop: cut the picture down to the receptive field of the position in the middle; with "mean" nothing is cut.
         chunk: features at a time; 16 on a CPU and 64 elsewhere if not given.
         progress: called with the number of features times steps done since the last call.
@@ -135,8 +136,9 @@ def visualise(
     found = []
     with jax.default_matmul_precision("highest"):
         for i, part in enumerate(in_chunks(features, size)):
+            real = min(size, len(features) - i * size)  # the last chunk is filled up
             circuit = in_circuit(asked.network, model.variables, masks, offsets, i if own else None)
-            found.append(_ascend(asked, *circuit, part, steps, seed, progress))
+            found.append(_ascend(asked, *circuit, part, steps, seed, lambda real=real: progress(real)))
     pictures, values, start = (np.concatenate(parts)[: len(features)] for parts in zip(*found, strict=True))
     if crop and box is not None:
         pictures = pictures[:, box[0], box[1]]
@@ -180,18 +182,18 @@ def _ascend(
     features: Features,
     steps: int,
     seed: int,
-    progress: Callable[[int], object],
+    done: Callable[[], object],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures without margins (F, h, w, 3), values (F,), and values at the beginning, of one chunk."""
     directions = jnp.asarray(features.matrix(plan.network.layers[plan.target].outputs))
-    spectra = jnp.stack([_noise(plan.canvas, label, seed) for label in features.identities])
+    spectra = jnp.stack([_noise(plan.canvas, label, seed) for label in replace(features, position=None).identities])
     given = variables, offsets, directions
     _, start = _seen(plan, *given, spectra)
     state = _OPTIMIZER.init(spectra)
     # a loop in Python: on a CPU, convolutions' gradients are many times slower in JAX's own (jax issue 12868)
     for step in range(steps):
         spectra, state = _step(plan, *given, spectra, state, transforms.draw(seed, step, plan.reach))
-        progress(len(features))
+        done()
     pictures, values = _seen(plan, *given, spectra)
     return np.asarray(pictures), np.asarray(values), np.asarray(start)
 

@@ -118,7 +118,13 @@ def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, A
     """
     best = ranking(circuit)
     kept = sum(int(mask.sum()) for mask in circuit.masks.values())
-    others = {min(max(1, math.floor(keep * relevant + 0.5)), len(best.o)) for keep in KEEPS} if best.scored else set()
+    ends, number = np.arange(1, len(best.o) + 1), relevant
+    if best.scored and circuit.manifest.get("granularity") == "filter":  # all kernels of a filter have its score
+        filters = np.stack([best.layers, best.o])
+        ends = np.append(np.flatnonzero((filters[:, 1:] != filters[:, :-1]).any(0)) + 1, len(best.o))
+        number = len(ends)
+    amounts = {min(max(1, math.floor(keep * number + 0.5)), len(ends)) for keep in KEEPS} if best.scored else set()
+    others = {int(ends[amount - 1]) for amount in amounts}
     counts = sorted({kept} | others)
     masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in counts]
     masks = [{name: m[None] for name, m in mask.items()} for mask in masks]
@@ -130,5 +136,6 @@ def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, A
         warnings.filterwarnings("ignore", message=".*so that r is not defined")  # where it is not, no point is drawn
         judged = evaluate(model, images, circuit.features, masks, ablation=circuit.ablation, offsets=offsets)
     r = [finite(value) for value in np.asarray(judged.correlation()).reshape(-1)]
-    points = [(count / relevant, count, value) for count, value in zip(counts, r, strict=True)]
+    fractions = [(int(np.searchsorted(ends, count)) + 1) / number for count in counts]
+    points = list(zip(fractions, counts, r, strict=True))
     return {"points": points, "chart": chart(points, kept), "scored": best.scored}

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.granularity import AXES
 from jaxcircuits.packages import needed
-from jaxcircuits.subfeatures.scoring import ImageScores
-
-ROWS = 64  # images whose kernels are looked at together
+from jaxcircuits.subfeatures.scoring import ROWS, ImageScores
 
 
 def by_folder(names: Sequence[str]) -> list[str]:
@@ -67,6 +65,8 @@ def clusters(points: np.ndarray, number: int, *, seed: int = 0) -> np.ndarray:
     Raises:
         InputError: fewer than one cluster, more than there are different points, or scikit-learn is not installed.
     """
+    check_count("number", number)
+    check_seed(seed)
     if not 1 <= number <= len(np.unique(points, axis=0)):
         raise InputError(f"{number} clusters of {len(np.unique(points, axis=0))} different images cannot be made")
     kmeans = needed("sklearn.cluster", "a clustering").KMeans
@@ -78,13 +78,14 @@ def clusters(points: np.ndarray, number: int, *, seed: int = 0) -> np.ndarray:
     return np.argsort(order)[found]
 
 
-def silhouette(points: np.ndarray, groups: np.ndarray) -> float:
+def silhouette(points: np.ndarray, groups: Sequence[Any] | np.ndarray) -> float:
     """How well the groups are apart, -1 to 1: the mean over images of (b - a) / max(a, b), a the mean distance to its
     own group and b that to the nearest other one; 0 for an image that is alone. nan for one group.
 
     References:
         Rousseeuw, "Silhouettes" (1987, J. Comput. Appl. Math. 20).
     """
+    groups = np.asarray(groups)
     kinds = np.unique(groups)
     if len(kinds) < 2:
         return float("nan")

@@ -90,6 +90,9 @@ def separate(
     kinds = list(dict.fromkeys(groups)) if not isinstance(groups, np.ndarray) else np.unique(groups).tolist()
     if len(groups) != len(scores):
         raise InputError(f"there are groups of {len(groups)} images; the scores are of {len(scores)}")
+    names = tuple(str(kind) for kind in kinds)
+    if len(set(names)) < len(names):
+        raise InputError(f"the groups are {', '.join(map(repr, kinds))}; expected different names")
     check_count("nulls", nulls, 0)
     check_seed(seed)
     if keep is None and kernels is None:
@@ -108,7 +111,6 @@ def separate(
     random = np.array([_mean_of_pairs(circuits(rng.permutation(place))[2]) for _ in drawn])
     as_far = (random <= _mean_of_pairs(overlap) + 1e-9).sum()  # the same pairs in another order are as far
     p = (1 + as_far) / (1 + len(random)) if len(kinds) > 1 else float("nan")
-    names = tuple(str(kind) for kind in kinds)
     return Parts(scores, names, place, found, masks, keep, kernels, overlap, random, float(p))
 
 

@@ -26,6 +26,8 @@ from jaxcircuits.peaks import peaks
 from jaxcircuits.plans import Plan, arranged
 from jaxcircuits.scores import Record, Scores
 
+ROWS = 64  # images whose kernels are looked at together
+
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
@@ -61,9 +63,16 @@ class ImageScores:
         """
         values, possible = {}, {}
         for name in self.layers:
-            values[name] = jnp.stack([jnp.asarray(self.values[name][rows].mean(0)) for rows in groups])
+            values[name] = jnp.stack([jnp.asarray(_mean(self.values[name], rows)) for rows in groups])
             possible[name] = jnp.broadcast_to(self.relevant[name], (len(groups), *self.relevant[name].shape))
         return Scores(values, possible, self.layers, self.record)
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Over these rows, few of which are in memory at a time."""
+    blocks = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+    total = sum((values[block].sum(0, dtype=np.float64) for block in blocks), np.zeros(values.shape[1:]))
+    return (total / len(rows)).astype(values.dtype)
 
 
 def image_scores(

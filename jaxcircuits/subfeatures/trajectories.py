@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.errors import InputError
+from jaxcircuits.errors import InputError, check_count, check_seed
 from jaxcircuits.packages import installed, needed
 from jaxcircuits.subfeatures.groups import profiles
 from jaxcircuits.subfeatures.scoring import ImageScores
 
 NEIGHBOURS, FEWEST = 15, 4
 ALL = "all layers"
+SAME = 1e-6  # points that are no further apart lie in one place
 
 
 def need_umap() -> None:
@@ -56,8 +57,8 @@ def trajectories(scores: ImageScores, *, neighbours: int = NEIGHBOURS, seed: int
     need_umap()
     if len(scores) < FEWEST:
         raise InputError(f"a map is of {FEWEST} images or more; got {len(scores)}")
-    if neighbours < 2:
-        raise InputError(f"neighbours is {neighbours}; expected at least 2")
+    check_count("neighbours", neighbours, 2)
+    check_seed(seed)
     layers = [name for name in scores.layers if name != scores.features.layer]
     stops = (ALL, *(layers if len(layers) > 1 else ()))
     made: list[np.ndarray] = []
@@ -69,6 +70,8 @@ def trajectories(scores: ImageScores, *, neighbours: int = NEIGHBOURS, seed: int
 
 def _embedded(points: np.ndarray, start: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
     """UMAP's map of points (N, D), (N, 2), centred and scaled to lie within -1 and 1."""
+    if np.ptp(points, 0).max() < SAME:  # such as those of the first layer's features: UMAP would say nan
+        return np.zeros_like(start, np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap says that it has no TensorFlow
         umap = needed("umap", "a map")
