@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -101,9 +102,11 @@ class _Walk:
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}  # modules and tensors by name
         self.known: dict[fx.Node, Any] = {}
+        self.calls: Counter[str] = Counter()  # of each module: for one set of channels each
         self.picks = 0
 
     def run(self, graph: fx.Graph) -> fx.GraphModule:
+        self.calls.update(str(node.target) for node in graph.nodes if node.op == "call_module")
         for node in graph.nodes:
             if node.op == "output":
                 break
@@ -149,8 +152,7 @@ class _Walk:
         module, name, x = self.network.get_submodule(str(node.target)), str(node.target), self.known[_given(node)[0]]
         if isinstance(module, nn.Conv2d | nn.Linear) and name in self.plan.layers:
             return self.layer(node, module, name, x)
-        once = [n.op for n in node.graph.nodes if n.target == node.target] == ["call_module"]
-        if isinstance(x, Part) and isinstance(module, nn.BatchNorm2d) and x.axis == 1 and once:
+        if isinstance(x, Part) and isinstance(module, nn.BatchNorm2d) and x.axis == 1 and self.calls[name] == 1:
             there = np.maximum(x.index, 0)
             small = nn.BatchNorm2d(len(there), module.eps, module.momentum, module.affine, module.track_running_stats)
             small.load_state_dict({k: v[there] if v.ndim else v for k, v in module.state_dict().items()})
