@@ -168,6 +168,7 @@ def test_the_end_of_a_network_has_other_modules_too(tmp_path):
 
 
 def test_the_head_of_squeezenet_is_a_convolution(tmp_path):
+    torchvision()  # in its own way
     write_state(tmp_path / "a.safetensors", zeros("squeezenet1_1", num_classes=4))
     model = jc.load("squeezenet1_1", weights=tmp_path / "a.safetensors")
     assert model.layers["classifier.1"].outputs == checkpoint_manifest(model)["num_classes"] == 4
