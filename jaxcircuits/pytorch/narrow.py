@@ -17,32 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from jaxcircuits.compact.plan import Plan
 from jaxcircuits.errors import InputError
 from jaxcircuits.layers import Layer
+from jaxcircuits.pytorch.operations import JOINS, PLACE_FUNCTIONS, PLACES, POOL_FUNCTIONS, POOLS, in_place
 from jaxcircuits.pytorch.parts import like
-
-# what works channel by channel, and place by place, whatever the channels' axis
-PLACES = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Dropout, nn.Identity)
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-PLACE_FUNCTIONS = {
-    *(torch.relu, torch.sigmoid, F.relu, F.relu6, F.silu, F.gelu, F.sigmoid, F.hardsigmoid, F.hardswish, F.dropout),
-    *("relu", "sigmoid", "contiguous", "clone"),
-}
-POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
-JOINS = {
-    operator.add: operator.add,
-    operator.iadd: operator.add,
-    operator.sub: operator.sub,
-    operator.mul: operator.mul,
-    operator.imul: operator.mul,
-    torch.add: torch.add,
-    torch.mul: torch.mul,
-}
-# operators that change a tensor in place, beside what PyTorch writes with `_` at the end
-IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 class Part(NamedTuple):
@@ -111,7 +91,7 @@ class _Walk:
             if node.op == "output":
                 break
             self.known[node] = self.made(node)
-            if self.in_place(node):  # what is read from its input later on is its result
+            if in_place(self.network, node):  # what is read from its input later on is its result
                 self.known[_given(node)[0]] = self.known[node]
             if node.op == "call_module" and node.target == self.plan.target:
                 self.graph.output(self.known[node].node)
@@ -121,16 +101,6 @@ class _Walk:
                 compact.delete_all_unused_submodules()
                 return compact.eval()
         raise InputError(f"{type(self.network).__name__} has no layer {self.plan.target!r}")
-
-    def in_place(self, node: fx.Node) -> bool:
-        """Whether a node of the old graph changes its first argument, a tensor."""
-        if not (node.args and isinstance(node.args[0], fx.Node) and "tensor_meta" in node.args[0].meta):
-            return False
-        if node.op == "call_module":
-            return getattr(self.network.get_submodule(str(node.target)), "inplace", False) is True
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        inner = name.endswith("_") and not name.endswith("__")
-        return node.op != "get_attr" and (inner or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
 
     def made(self, node: fx.Node) -> Any:
         """What a node of the old graph is in the new one."""
