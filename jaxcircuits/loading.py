@@ -54,6 +54,7 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_i
         InputError: no such architecture, no such weights, weights of another network, or no such option.
     """
     _check_name(name)
+    check_seed(seed)
     if "\0" in str(weights):
         raise InputError(f"weights are {str(weights)!r}; a path holds no null character")
     if transform_input is not None and not hasattr(ARCHITECTURES[name](), "transform_input"):
@@ -67,7 +68,6 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_i
 
 def _load(name: str, weights: str, seed: int, transform_input: bool | None) -> Model:
     module = ARCHITECTURES[name]()
-    check_seed(seed)
     extras, missing, seen, transformed = {}, (), {}, False
     word, _, number = weights.partition(":")
     if word == "random":

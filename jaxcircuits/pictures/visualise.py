@@ -138,7 +138,7 @@ def visualise(
         for i, part in enumerate(in_chunks(features, size)):
             real = min(size, len(features) - i * size)  # the last chunk is filled up
             circuit = in_circuit(asked.network, model.variables, masks, offsets, i if own else None)
-            found.append(_ascend(asked, *circuit, part, steps, seed, lambda real=real: progress(real)))
+            found.append(_ascend(asked, *circuit, part, steps, seed, functools.partial(progress, real)))
     pictures, values, start = (np.concatenate(parts)[: len(features)] for parts in zip(*found, strict=True))
     if crop and box is not None:
         pictures = pictures[:, box[0], box[1]]

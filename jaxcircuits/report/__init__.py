@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from jaxcircuits.diagram.page import PACKAGE as DIAGRAM
 from jaxcircuits.diagram.page import SCRIPTS, STYLES, summary
 from jaxcircuits.diagram.pictures import MADE, feature_strip
 from jaxcircuits.faithfulness import evaluate
+from jaxcircuits.masks import keep_counts
 from jaxcircuits.model import Model
 from jaxcircuits.pages import data_uri, render, table
 from jaxcircuits.paths import effective_kernels, relevant_kernels
@@ -123,8 +123,8 @@ def _curve(model: Model, circuit: Circuit, images, relevant: int) -> dict[str, A
         filters = np.stack([best.layers, best.o])
         ends = np.append(np.flatnonzero((filters[:, 1:] != filters[:, :-1]).any(0)) + 1, len(best.o))
         number = len(ends)
-    amounts = {min(max(1, math.floor(keep * number + 0.5)), len(ends)) for keep in KEEPS} if best.scored else set()
-    others = {int(ends[amount - 1]) for amount in amounts}
+    amounts = [keep_counts(np.array([number]), keep, None)[0] for keep in KEEPS] if best.scored else []
+    others = {int(ends[min(amount, len(ends)) - 1]) for amount in amounts}
     counts = sorted({kept} | others)
     masks = [best.masks(circuit, count) if count != kept else circuit.masks for count in counts]
     masks = [{name: m[None] for name, m in mask.items()} for mask in masks]
