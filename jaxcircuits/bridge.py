@@ -68,7 +68,7 @@ def from_nnx(model: nnx.Module, **options: Any) -> Model:
         ]
         return nnx.merge(graph, jax.tree.unflatten(tree, found))
 
-    return Model(_Linen(merged), variables, **{"name": type(model).__name__.lower(), **options})
+    return Model(NnxModule(merged), variables, **{"name": type(model).__name__.lower(), **options})
 
 
 def _dotted(path: Iterable[Any]) -> str:
@@ -83,7 +83,7 @@ def _place(path: list[str], variable: nnx.Variable, owners: set[str]) -> Place:
     return (collection, owner, path[-1]) if owner in owners else (collection, OTHERS, _dotted(path))
 
 
-class _Linen(nn.Module):
+class NnxModule(nn.Module):
     """Runs an nnx model with the linen counterparts of its layers.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
+from flax import errors, traverse_util
 from flax.core import unfreeze
 from jax import Array, lax
 
@@ -29,6 +29,8 @@ TAPS, PROBES, PINNED, LIVE, TOGETHER, TERMS, GIVEN, GAINS, MARKED = (
     f"jaxcircuits_{name}"
     for name in ("taps", "probes", "pinned", "live", "together", "terms", "given", "gains", "marked")
 )
+# statistics that are to move, and random numbers that are not there
+TRAINING = (errors.ModifyScopeVariableError, errors.InvalidRngError, errors.TraceContextError)
 NORMALISATIONS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
 
 
@@ -196,6 +198,8 @@ def describe(module: nn.Module, variables: Variables, image_shape: tuple[int, in
             jaxpr, sown = jax.make_jaxpr(run, return_shape=True)(variables, image)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, TRAINING):
+            reason += "; it may be in training mode: for linen see Model's apply_options, for nnx call eval() first"
         raise InputError(
             f"{type(module).__name__} does not run on an image of shape {image_shape} with these variables: {reason}"
         ) from error

@@ -121,6 +121,13 @@ def test_compact_of_several_variables_of_no_layer(network, model):
     np.testing.assert_allclose(found.mean_y[0], expected.mean_x[0, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))])
+def test_training_mode_is_named(layer):
+    model = jc.from_nnx(nnx.Sequential(layer, nnx.Conv(3, 2, (3, 3), rngs=nnx.Rngs(0))), input_size=12)
+    with pytest.raises(jc.InputError, match=r"may be in training mode: .* for nnx call eval\(\) first"):
+        jc.score(model, images, jc.Features("layers.1", [0]))
+
+
 def test_only_nnx_modules():
     with pytest.raises(jc.InputError, match="takes an nnx module, not a Twin; linen modules go to Model"):
         jc.from_nnx(Twin())

@@ -342,6 +342,13 @@ def test_a_module_that_does_not_run():
         describe(Odd(), {"params": {}}, SIZE, {})
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])
+def test_training_mode_is_named(layer):
+    module = nn.Sequential([layer, nn.Conv(2, (3, 3))])
+    with pytest.raises(jc.InputError, match="may be in training mode: for linen see Model's apply_options"):
+        describe(module, random_variables(module, (1, *SIZE)), SIZE, {})
+
+
 class Defaults(nn.Conv):
     """Only other defaults."""
 
