@@ -63,7 +63,7 @@ def curve(
     images,
     features: Features,
     scores: Scores,
-    keeps: Sequence[float] = KEEPS,
+    keeps: float | Sequence[float] = KEEPS,
     *,
     ablation: str = "zero",
     batch: int | None = None,
@@ -76,12 +76,13 @@ def curve(
     Args:
         model, images, features, ablation, batch: as for `correlation`.
         scores: of these features, by which kernels are kept.
-        keeps: K fractions, by default the paper's 13.
+        keeps: K fractions, by default the paper's 13; a number is one of them.
 
     Raises:
         InputError: as `correlation`, or a fraction that is not above 0 and at most 1.
     """
-    if not len(keeps):
+    keeps = np.ravel(keeps).tolist()
+    if not keeps:
         raise InputError("keeps is empty; expected at least one fraction")
     record, levels = scores.record, [scores] * len(keeps)
     if record.steps is not None:

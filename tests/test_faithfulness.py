@@ -113,6 +113,8 @@ def test_a_curve_is_one_correlation_after_another(small, scores):
         # to float64's last digit: how NumPy adds depends on shape and place in memory
         r = jc.correlation(small.model, small.images, features, masks)
         np.testing.assert_allclose(curve[:, k], r, rtol=1e-14)
+    of_one = jc.curve(small.model, small.images, features, scores, 0.5)
+    np.testing.assert_allclose(of_one, curve[:, 2:], rtol=1e-14)
 
 
 def test_chunks_and_progress(small, scores, monkeypatch):

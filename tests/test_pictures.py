@@ -199,6 +199,8 @@ def test_a_sheet():
     assert whole.shape == (9, 9, 3)
     np.testing.assert_array_equal(whole[5:9:2, 0:4:2], pictures[2])
     assert (whole[4] == 255).all() and (whole[5:, 5:] == 255).all()
+    with pytest.raises(jc.InputError, match="there are no pictures"):
+        sheet(pictures[:0])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from jaxcircuits.errors import InputError
+
 WHITE = 255
 
 
@@ -18,7 +20,12 @@ def sheet(pictures: np.ndarray, *, columns: int | None = None, gap: int = 4, sca
         columns: in a row; by default about as many as there are rows.
         gap: pixels between pictures.
         scale: how many pixels wide and high each of theirs becomes.
+
+    Raises:
+        InputError: there are no pictures.
     """
+    if not len(pictures):
+        raise InputError("there are no pictures to put on a sheet")
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
     pictures = np.repeat(np.repeat(pictures, scale, axis=1), scale, axis=2)
     count, height, width, channels = pictures.shape
