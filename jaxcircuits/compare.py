@@ -24,7 +24,7 @@ from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.measures import interval, pooled, resamples
 from jaxcircuits.model import Model
-from jaxcircuits.options import Options, able, resolved
+from jaxcircuits.options import Options, able, check_steps, resolved
 from jaxcircuits.scoring import Level, score_levels
 
 LEVEL, RESAMPLES = 0.95, 1000
@@ -143,6 +143,7 @@ def question(
         keep_counts(np.array([1]), keep, None)
     interval(np.zeros((1, 1, 1)), level)
     asked = options[0]
+    check_steps(asked.steps, [one.criterion for one in options])
     if ablation == "mean" and asked.granularity == "weight":
         raise InputError("mean ablation is of kernels and filters; weights are removed to zero")
     every = resolved(model, images, features, asked)

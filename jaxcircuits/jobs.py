@@ -23,7 +23,7 @@ from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import count as count_kernels
 from jaxcircuits.masks import keep_counts, tops
 from jaxcircuits.model import Model
-from jaxcircuits.options import Options, resolved
+from jaxcircuits.options import Options, check_steps, resolved
 from jaxcircuits.paths import effective_kernels, relevant
 from jaxcircuits.scores import Scores
 from jaxcircuits.scoring import Level, score_levels
@@ -66,7 +66,7 @@ def plan(
 ) -> list[Job]:
     """What `extract` would do, for the same arguments and with the same errors; nothing is scored."""
     check_ablation(ablation)
-    options.check_steps()
+    check_steps(options.steps, [options.criterion])
     if options.granularity == "weight":
         raise InputError("circuits consist of whole kernels; for masks of weights there are score and top_kernels")
     amounts = _amounts(keep, kernels)

@@ -62,11 +62,6 @@ class Options:
         """Whether there are sums over images for every weight, not only for every kernel."""
         return self.granularity == "weight" or (self.absolute == "whole_set" and self.criterion not in BASELINES)
 
-    def check_steps(self) -> None:
-        """Raise an InputError if there are steps but the criterion takes none."""
-        if self.steps is not None and self.criterion not in STEPS:
-            raise InputError(f"{self.criterion} takes no steps; expected one of {', '.join(STEPS)}")
-
     def scored(self, network: Network, target: str) -> tuple[str, ...]:
         """The layers to be scored for features of the target layer, in the network's order."""
         return scored_layers(network, target, None if self.layers is None else tuple(self.layers))
@@ -75,6 +70,12 @@ class Options:
         """How many features and images go into one device call."""
         asked: Any = {"by_weight": self.by_weight, "chunk": self.chunk, "batch": self.batch, "features": features}
         return sizes(network, tuple(layers), images=count(images), **asked)
+
+
+def check_steps(steps: int | None, criteria: Sequence[str]) -> None:
+    """Raise an InputError if there are steps but no criterion that takes any."""
+    if steps is not None and not set(criteria) & set(STEPS):
+        raise InputError(f"steps are those of {' and '.join(STEPS)}; {', '.join(criteria)} takes none")
 
 
 def able(absolute: str, granularity: str) -> tuple[str, ...]:

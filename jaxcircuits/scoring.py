@@ -20,7 +20,7 @@ from jaxcircuits.granularity import count_relevant, fitted, shape_at
 from jaxcircuits.layers import before
 from jaxcircuits.masks import keep_counts, without_kernels
 from jaxcircuits.model import Model
-from jaxcircuits.options import PRECISIONS, Options
+from jaxcircuits.options import PRECISIONS, Options, check_steps
 from jaxcircuits.passes import fitting, scores_of_chunk
 from jaxcircuits.paths import relevant
 from jaxcircuits.plans import Plan, arranged, sparse_layers
@@ -82,7 +82,7 @@ def score(
             missing.
     """
     options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
-    options.check_steps()
+    check_steps(steps, [criterion])
     level = Level.of(criterion, keep, kernels, steps, schedule)
     return score_levels(model, images, features, [level], options, progress)[0]
 

@@ -299,6 +299,20 @@ def test_pictures_of_what_does_not_move(workplace, here):
     assert "0 pictures in" in done.stdout
 
 
+def test_pictures_in_a_circuit_are_of_its_network_and_images(workplace, here, fails):
+    here(workplace, X, "alexnet", "features.0:5", "--images", "two.npy", "--weights", "random:3", "--keep", ".5")
+    path = "circuits/alexnet/features.0_5.snip.keep0.5.safetensors"
+    asked = ("pictures", "alexnet", "features.0:5", "--circuit", path, "--steps", "0", "--count", "1")
+    (row,) = json.loads(here(workplace, *asked, "--json").stdout)["features"]
+    model, circuit = jc.load("alexnet", weights="random:3"), jc.Circuit.load(path)
+    images = jc.read_images("two.npy", model)
+    found = jc.top_patches(model, images, circuit.features, count=1, masks=circuit.masks)
+    np.testing.assert_allclose(row["top"], found.values[0], rtol=1e-5)
+    other = json.loads(here(workplace, *asked, "--weights", "lpips", "--images", "other.npy", "--json").stdout)
+    assert other["features"][0]["top"] != row["top"]
+    assert "says itself whether its network" in fails(*asked, "--plain-input")
+
+
 def test_evaluate_refuses_what_has_changed(fails, workplace, pixels, monkeypatch):
     path = "circuits/alexnet/features.3_1.snip.keep0.5.safetensors"
     np.save(workplace / "two.npy", pixels[:, ::-1])
@@ -630,7 +644,8 @@ def test_a_feature_without_a_gradient_has_no_picture(here, workplace):
     mask[:, 1] = False
     manifest = MANIFEST | {"feature": {"layer": "features.0", "channel": 1, "position": None}, "layers": ["features.0"]}
     jc.Circuit({"features.0": mask}, manifest).save(workplace / "dead.safetensors")
-    asked = ("pictures", "alexnet", "features.0:1-2", "--circuit", "dead.safetensors", "--steps", "2", "--count", "0")
+    asked = ("pictures", "alexnet", "features.0:1-2", "--circuit", "dead.safetensors", "--weights", "lpips",
+             "--steps", "2", "--count", "0")  # fmt: skip
     done = here(workplace, *asked, "--out", "drawn")
     assert "no picture of features.0:1: gradient ascent found no gradient\n\n1 pictures in" in done.stdout
     assert os.listdir("drawn/alexnet/pictures") == ["features.0_2.in.dead.png"]

@@ -178,6 +178,7 @@ def test_warns_of_images_that_have_scored(small, tests):
         (FEATURES, {"keeps": [0.5, 2]}, "keep is 2"),
         (FEATURES, {"absolute": "whole_set", "criteria": ["actgrad"]}, "actgrad has no absolute='whole_set'"),
         (FEATURES, {"granularity": "weight", "criteria": ["actgrad"]}, "actgrad has no granularity='weight'"),
+        (FEATURES, {"criteria": ["snip", "random"], "steps": 3}, "steps are those of force and learned; snip, random"),
         (FEATURES, {"level": 1}, "level is 1"),
         (FEATURES, {"number": 0}, "resamples is 0; expected a whole number of at least 1"),
     ],

@@ -182,7 +182,7 @@ def test_lower_precision_is_close(small):
         ({"chunk": "2"}, "chunk is '2'; expected a whole number of at least 1"),
         ({"seed": None, "criterion": "random"}, "seed is None; expected a whole number from 0 to 4294967295"),
         ({"seed": 2**32, "criterion": "random"}, "seed is 4294967296; expected a whole number from 0 to 4294967295"),
-        ({"steps": 3}, "snip takes no steps; expected one of force, learned"),
+        ({"steps": 3}, "steps are those of force and learned; snip takes none"),
     ],
 )
 def test_options_that_mean_nothing(small, options, message):

@@ -187,7 +187,7 @@ def test_progress_adds_up(small, criterion):
         (jc.Features(LAYER, [1]), {"ablation": "median"}, "unknown ablation 'median'"),
         (jc.Features(LAYER, [1]), {"precision": "int4"}, "unknown precision 'int4'"),
         (jc.Features(LAYER, [1]), {"layers": ["fc2"]}, "fc2"),
-        (jc.Features(LAYER, [1]), {"steps": 5}, "snip takes no steps; expected one of force, learned"),
+        (jc.Features(LAYER, [1]), {"steps": 5}, "steps are those of force and learned; snip takes none"),
     ],
 )
 def test_errors_come_before_any_work(small, features, options, why, monkeypatch):

@@ -18,7 +18,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.files import check_writable, folder, write_whole
 from jaxcircuits.model import Model
-from jaxcircuits.options import Options
+from jaxcircuits.options import Options, check_steps
 from jaxcircuits.packages import needed
 
 KEEPS = (0.5, 0.1, 0.05, 0.01)
@@ -50,6 +50,7 @@ def question(
 ) -> Plan:
     """What `build_atlas` would do, for the same arguments and with the same errors; nothing is scored or written."""
     how = Options(**options)
+    check_steps(how.steps, [how.criterion])
     keep = KEEPS if keep is None and kernels is None else keep
     keep = tuple(dict.fromkeys(keep)) if isinstance(keep, Sequence) else keep
     kernels = tuple(dict.fromkeys(kernels)) if isinstance(kernels, Sequence) else kernels

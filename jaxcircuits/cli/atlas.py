@@ -77,7 +77,6 @@ def atlas(
         from jaxcircuits.atlas.processes import join
 
         join(distributed)
-    common.check_steps(steps, [criterion])
     network = common.network_given(model, weights, transform_input, seed)
     pictures = common.images_given(images, network, resize, strict, limit)
     asked: dict[str, Any] = {

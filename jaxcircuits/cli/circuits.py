@@ -64,7 +64,6 @@ def extract(
     if keep is not None or kernels is None:
         amounts["keep"] = numbers("keep", KEEPS if keep is None else keep, float)
     levels = next(iter(amounts.values()))
-    common.check_steps(steps, [criterion])
     if plot and len(set(levels)) < 2:
         raise InputError("--plot draws r over several amounts; give --keep or --kernels more than one")
     if plot and plot.suffix.lower() != ".png":

@@ -210,12 +210,6 @@ def keep_option(default: str) -> Callable:
     return click.option("--keep", help=help)
 
 
-def check_steps(steps: int | None, criteria: Sequence[str]) -> None:
-    """Raise an InputError if there are steps but no criterion that takes any."""
-    if steps and not set(criteria) & set(DEFAULT_STEPS):
-        raise InputError(f"--steps are those of {' and '.join(DEFAULT_STEPS)}; {', '.join(criteria)} takes none")
-
-
 def network_given(model: str, weights: str | None, transform_input: bool | None, seed: int = 0) -> Model:
     """The network that was asked for, with weights from the default source if none was."""
     return load(model, weights="lpips" if weights is None else weights, seed=seed, transform_input=transform_input)

@@ -63,7 +63,6 @@ def compare(
     how |= {"precision": precision, "chunk": chunk, "batch": batch}
     given = able(absolute, granularity) if criteria is None else [name.strip() for name in criteria.split(",")]
     names = list(dict.fromkeys(given))
-    common.check_steps(steps, names)
     _, manifest = question(network, pictures, parsed, [Options(name, **how) for name in names], **asked)
     first, more = manifest["features"][0], len(manifest["features"]) - 1
     stem = out / model / "compare" / (feature_stem({"feature": first}) + (f"_and_{more}_more" if more else ""))

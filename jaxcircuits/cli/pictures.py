@@ -11,9 +11,12 @@ import numpy as np
 from jaxcircuits.circuit import Circuit, feature_stem, finite
 from jaxcircuits.cli import common
 from jaxcircuits.cli.common import JSON, OUT, QUIET, RESIZE, SEED, STRICT, Command, options, told
+from jaxcircuits.cli.recorded import network_of, pictures_of
 from jaxcircuits.cli.screen import Screen
+from jaxcircuits.data import read_images
 from jaxcircuits.errors import MOST, InputError
 from jaxcircuits.files import check_writable, write_all
+from jaxcircuits.loading import load
 from jaxcircuits.manifest import identity
 from jaxcircuits.pictures import png, sheet, top_patches, visualise
 from jaxcircuits.pictures.patches import COUNT
@@ -27,7 +30,11 @@ SMALL = 96  # pictures of fewer pixels are enlarged
 @click.argument("model")
 @click.argument("features", nargs=-1, required=True, metavar="FEATURE...")
 @options(common.WEIGHTS, common.TRANSFORM, common.IMAGES, RESIZE, STRICT)
-@click.option("--circuit", type=click.Path(path_type=Path), help="Look at the features within this circuit.")
+@click.option(
+    "--circuit",
+    type=click.Path(path_type=Path),
+    help="Look at the features within this circuit, by default with its weights and images.",
+)
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default="middle", show_default=True,
     help="What is driven: the feature in the middle of its map, or its mean.",
@@ -50,9 +57,12 @@ def pictures(
     screen = Screen(quiet, as_json)
     if not steps and not count:
         raise InputError("--steps 0 and --count 0 leave nothing to draw")
-    network = common.network_given(model, weights, transform_input, seed)
+    opened = _opened(circuit, model, transform_input) if circuit else None
+    if opened is None:
+        network, within = common.network_given(model, weights, transform_input, seed), {}
+    else:
+        network, within = network_of(opened, weights, load), {"masks": opened.masks, "offsets": opened.offsets}
     parsed = [parse(text, network.layers) for text in features]
-    within = _circuit(circuit, model) if circuit else {}
     folder, ending = out / model / "pictures", f".in.{circuit.stem}" if circuit else ""
     stems = [f"{feature_stem({'feature': identity(one)})}{ending}" for some in parsed for one in some]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
@@ -71,7 +81,10 @@ def pictures(
             if not unmoved:
                 files[f"{stem}.png"] = png(_enlarged(picture[None]))
     if count:
-        source = common.images_given(images, network, resize, strict)
+        if opened is None:
+            source = common.images_given(images, network, resize, strict)
+        else:
+            source = pictures_of(opened, images, resize, network, strict, read_images)
         with screen.progress("looking", len(stems) * len(source), of="images", each=len(stems)) as progress:
             found = [top_patches(network, source, some, count=count, **within, progress=progress) for some in parsed]
         best = [(p.pictures[f], p.values[f], p.names[f]) for p in found for f in range(len(p.labels))]
@@ -82,8 +95,9 @@ def pictures(
     if files:
         write_all({folder / name: content for name, content in files.items()})
 
-    screen.say(f"{model} with weights {told(weights, 'lpips')}{f', in {circuit}' if circuit else ''}\n")
-    columns = {"value": "on its picture", "top": f"on the best of {told(images, 'photos')}"}
+    default = ("lpips", "photos") if opened is None else ("the circuit's", "the circuit's images")
+    screen.say(f"{model} with weights {told(weights, default[0])}{f', in {circuit}' if circuit else ''}\n")
+    columns = {"value": "on its picture", "top": f"on the best of {told(images, default[1])}"}
     shown = [column for column in columns if column in rows[0]]
     cells = [[row["feature"], *(row[c][0] if c == "top" else row[c] for c in shown)] for row in rows]
     screen.table(("feature", *(columns[c] for c in shown)), cells)
@@ -93,12 +107,14 @@ def pictures(
     screen.json({"features": rows})
 
 
-def _circuit(path: Path, model: str) -> dict[str, Any]:
-    """A circuit's masks and offsets, or an InputError if it is another network's."""
+def _opened(path: Path, model: str, transform_input: bool | None) -> Circuit:
+    """The circuit, or an InputError if it is another network's."""
     circuit = Circuit.load(path)
     if circuit.manifest["model"] != model:
         raise InputError(f"{str(path)!r} is a circuit of {circuit.manifest['model']!r}, not of {model!r}")
-    return {"masks": circuit.masks, "offsets": circuit.offsets}
+    if transform_input is not None:
+        raise InputError("a circuit says itself whether its network normalises its images again")
+    return circuit
 
 
 def _enlarged(pictures: np.ndarray) -> np.ndarray:
