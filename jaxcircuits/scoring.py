@@ -69,7 +69,7 @@ def score(
         schedule: how many kernels each round of "force" keeps, instead of `steps`, and of `keep` and `kernels`.
         seed: of criteria "random" and "learned".
         precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".
-        chunk: features scored together; by default as many as fit in memory.
+        chunk: features scored together; by default as many as fit in memory, up to 64.
         batch: images in one device call, by default a few.
         progress: called with the number of features times images done since the last call.
 

@@ -123,7 +123,7 @@ class Atlas:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def table(self) -> pandas.DataFrame:
-        """One row a circuit: feature, layer, keep, kernels, relevant, kept, effective, correlation.
+        """One row a circuit: layer, feature, keep or kernels, relevant, kept, effective, correlation.
 
         Raises:
             InputError: a chunk is corrupt. Those that are not there yet are left out.

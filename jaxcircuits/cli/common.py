@@ -201,7 +201,7 @@ PRECISION = click.option(
     "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True,
     help="Of products, on hardware that has others.",
 )  # fmt: skip
-CHUNK = click.option("--chunk", type=WHOLE, help="Features scored together.  [default: what fits in memory]")
+CHUNK = click.option("--chunk", type=WHOLE, help="Features scored together.  [default: what fits in memory, up to 64]")
 BATCH = click.option("--batch", type=WHOLE, help="Images scored together; by default a few.")
 
 

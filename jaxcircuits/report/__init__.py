@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxcircuits.circuit import Circuit, feature_label, finite
-from jaxcircuits.diagram import diagram
+from jaxcircuits.diagram import check_format, diagram
 from jaxcircuits.diagram.graph import MOST, ranking
 from jaxcircuits.diagram.page import PACKAGE as DIAGRAM
 from jaxcircuits.diagram.page import SCRIPTS, STYLES, summary
@@ -50,6 +50,7 @@ def report(
     Raises:
         InputError: a circuit is of another network, unknown pictures, or `most` or `made` is below 1.
     """
+    check_format("html")  # before anything is drawn
     options = {"most": most, "pictures": pictures, "made": made}
     return page([entry(model, circuit, images, **options) for circuit in circuits], title=title)
 

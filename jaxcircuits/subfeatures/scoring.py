@@ -94,7 +94,7 @@ def image_scores(
             "snip" or "actgrad".
         features: one feature. Without a position it is looked at each image's strongest in the full network
             (`position="argmax"`), as in the paper: circuits are then those of what made the image a strong one.
-        absolute: "per_image" or "none"; of one image "whole_set" is the former.
+        absolute: "per_image" or "none"; "whole_set", which of one image is the former, is refused.
         progress: called with 1 for each image.
 
     Raises:

@@ -28,7 +28,7 @@ class Trajectories:
     """Where each of N images lies in the maps of T stops.
 
     Attributes:
-        stops: "all layers", then each layer before the feature's, T of them.
+        stops: "all layers", then each layer before the feature's, if there are several; T of them.
         points: (T, N, 2), from -1 to 1.
     """
 
