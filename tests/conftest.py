@@ -1,6 +1,7 @@
 """One small network in Flax and in PyTorch with the same weights, and five images that are not square."""
 
 import atexit
+import functools
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ import torch
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxcircuits as jc
+from jaxcircuits import loading
 from tests.twins import Small, TorchSmall, random_variables
 from weights_conversion import to_torch
 
@@ -68,6 +70,17 @@ def small() -> Pair:
     twin.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(variables).items()})
     images = np.random.default_rng(1).standard_normal((5, 13, 11, 3), np.float32)
     return Pair(model, twin, images)
+
+
+@pytest.fixture(scope="session")
+def networks_once():
+    """Takes a MonkeyPatch, under which pretrained networks are loaded once for all tests, and compiled once, too."""
+    real, once = loading._load, functools.cache(loading._load)
+
+    def load(name, weights, *how):
+        return (once if weights == "lpips" else real)(name, weights, *how)
+
+    return lambda patch: patch.setattr(loading, "_load", load)
 
 
 @pytest.fixture(scope="session")

@@ -28,10 +28,11 @@ def run(*arguments, code=0):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, cache):
+def made(tmp_path_factory, cache, networks_once):
     folder = tmp_path_factory.mktemp("made")
     np.save(folder / "two.npy", np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     with pytest.MonkeyPatch.context() as patch:
+        networks_once(patch)
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", cache)
         dry = run(*ASKED, "--dry-run")
@@ -41,7 +42,8 @@ def made(tmp_path_factory, cache):
 
 
 @pytest.fixture
-def workplace(made, cache, tmp_path, monkeypatch):
+def workplace(made, cache, networks_once, tmp_path, monkeypatch):
+    networks_once(monkeypatch)
     shutil.copytree(made[0], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", cache)

@@ -57,8 +57,9 @@ def process(cache, pixels):
 
 
 @pytest.fixture
-def here(cache, monkeypatch):
+def here(cache, networks_once, monkeypatch):
     """Run the command in this process, which has long started."""
+    networks_once(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
 
     def run(folder, *arguments, check=0):

@@ -284,7 +284,8 @@ def test_alexnet_on_photographs(alexnet):
 
 
 @pytest.mark.filterwarnings("default:.*have scored, too")
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(networks_once, tmp_path, monkeypatch):
+    networks_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import importlib
 import io
 import os
@@ -48,17 +47,11 @@ def test_every_block_says_what_it_is():
         assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(blocks(page)), f"{page} has a block in a list"
 
 
-@pytest.fixture(scope="session")
-def load_once():
-    """`jc.load` that loads a network once for all pages, whose compiled programs are then shared, too."""
-    return functools.cache(jc.load)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_python_blocks_run(page, load_once, tmp_path, monkeypatch):
+def test_python_blocks_run(page, networks_once, tmp_path, monkeypatch):
     """From top to bottom, in one namespace, and print what stands below them."""
-    monkeypatch.setattr(jc, "load", load_once)
+    networks_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for block in blocks(page):
@@ -139,7 +132,8 @@ def test_commands_that_could_not_be_run_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.mark == "run" for b in blocks(page))])
-def test_marked_bash_blocks_run(page, tmp_path, monkeypatch):
+def test_marked_bash_blocks_run(page, networks_once, tmp_path, monkeypatch):
+    networks_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
         if block.mark == "run":

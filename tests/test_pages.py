@@ -425,8 +425,9 @@ def test_long_names_are_within_the_stage(opened):
     assert along == sorted(along)
 
 
-def test_commands(opened, small, tmp_path, monkeypatch):
+def test_commands(opened, networks_once, tmp_path, monkeypatch):
     """The files that `diagram` and `report` write, and the sentences that they end in."""
+    networks_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     np.save("two.npy", np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
     model = jc.load("alexnet")

@@ -190,8 +190,9 @@ def test_onnx(small):
 
 
 @pytest.mark.slow
-def test_on_the_command_line(alexnet, tmp_path, monkeypatch):
+def test_on_the_command_line(alexnet, networks_once, tmp_path, monkeypatch):
     """A file of scores in, a circuit out; the circuit in, its compact network out; both compute the feature."""
+    networks_once(monkeypatch)
     import onnxruntime
 
     torchvision()
