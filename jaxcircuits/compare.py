@@ -17,13 +17,14 @@ from jaxcircuits.costs import Cost, measured
 from jaxcircuits.criteria import STEPS
 from jaxcircuits.data import batches, count, image_shape
 from jaxcircuits.errors import InputError
-from jaxcircuits.faithfulness import KEEPS, evaluate
+from jaxcircuits.faithfulness import KEEPS
 from jaxcircuits.features import Features
 from jaxcircuits.layers import Masks
 from jaxcircuits.manifest import identity, image_source, model_source, versions
 from jaxcircuits.masks import keep_counts, tops
-from jaxcircuits.measures import interval, pooled, resamples
+from jaxcircuits.measures import interval, pearson, pooled, resamples
 from jaxcircuits.model import Model
+from jaxcircuits.moments import moments_of
 from jaxcircuits.options import Options, able, check_steps, resolved
 from jaxcircuits.scoring import Level, score_levels
 
@@ -104,7 +105,7 @@ def compare(
                     scores = score_levels(model, images, part, levels, one)
                     jax.block_until_ready(scores)
                 total.costs[name] += cost
-                masks = tops(scores, [{"keep": keep} for keep in keeps])
+                masks = tops(scores, [{"keep": keep} for keep in keeps], part.labels)
                 masks = [{layer: mask[:real] for layer, mask in kept.items()} for kept in masks]
                 del scores
                 added = None if means is None else [offsets(means, mask) for mask in masks]
@@ -174,13 +175,10 @@ def _judged(
     model: Model, images, features: Features, masks: list[Masks], added: list[Offsets] | None, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """r of K circuits of each feature in each sample (F, K, B), and where it is left out of averages (F, K, B)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*so that r is not defined")  # it is nan in the table
-        ablation = "zero" if added is None else "mean"
-        found = evaluate(model, images, features, masks, ablation=ablation, offsets=added)
-    constant = pooled(found.moments, weights).constant_y
-    r = found.correlation(weights)
-    return r, np.broadcast_to(constant, r.shape)
+    ablation = "zero" if added is None else "mean"
+    moments, _ = moments_of(model, images, features, masks, ablation, added)
+    r = pearson(moments, weights)
+    return r, np.broadcast_to(pooled(moments, weights).constant_y, r.shape)
 
 
 class _Total:

@@ -64,7 +64,8 @@ class Features:
             if not directions.any(axis=1).all():
                 raise InputError(f"direction {int(np.argmin(directions.any(axis=1)))} is zero everywhere")
             object.__setattr__(self, "directions", directions)
-            names = tuple(self.names or (f"direction-{row}" for row in range(len(directions))))
+            given = [f"direction-{row}" for row in range(len(directions))] if self.names is None else self.names
+            names = tuple(map(str, given))
             if len(names) != len(directions):
                 raise InputError(f"there are {len(names)} names for {len(directions)} directions")
             object.__setattr__(self, "names", names)
@@ -116,9 +117,9 @@ class Features:
             return self.directions
         return np.eye(outputs, dtype=np.float32)[list(self.channels or ())]
 
-    def __getitem__(self, rows: slice | np.ndarray) -> Features:
-        """Some of the features, by a slice or an array of row numbers."""
-        chosen = np.arange(len(self))[rows]
+    def __getitem__(self, rows: int | slice | np.ndarray) -> Features:
+        """Some of the features, by a row number, a slice, or an array of row numbers."""
+        chosen = np.atleast_1d(np.arange(len(self))[rows])
         if self.directions is not None:
             names = [(self.names or ())[row] for row in chosen]
             return replace(self, directions=self.directions[chosen], names=names)

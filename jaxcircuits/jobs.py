@@ -13,7 +13,7 @@ from jaxcircuits.ablation import check_ablation, mean_contributions, offsets
 from jaxcircuits.chunks import in_chunks
 from jaxcircuits.circuit import Circuit, finite
 from jaxcircuits.criteria import BASELINES, SEEDED, STEPS
-from jaxcircuits.data import count, image_shape
+from jaxcircuits.data import image_shape
 from jaxcircuits.errors import InputError
 from jaxcircuits.faithfulness import correlations
 from jaxcircuits.features import Features
@@ -140,7 +140,7 @@ def extract(
     """
     options = Options(criterion, absolute, layers, granularity, steps, seed, precision, chunk, batch)
     jobs = plan(model, images, features, options, ablation=ablation, keep=keep, kernels=kernels)
-    amounts, number = _amounts(keep, kernels), count(images)
+    amounts = _amounts(keep, kernels)
     levels = Level.each(criterion, amounts, steps)
     network = model.network(image_shape(images))
 
@@ -151,12 +151,11 @@ def extract(
             for start, part in zip(range(0, len(job.features), size), in_chunks(job.features, size), strict=True):
                 manifests = job.manifests[start : start + size]
                 share = len(manifests) / size  # the last chunk is filled up
-                if criterion in BASELINES:
-                    progress(len(manifests) * number)
                 scores = score_levels(
                     model, images, part, levels, options, lambda done, share=share: progress(done * share)
                 )
                 yield from _circuits(model, images, part, scores, amounts, manifests, means, with_scores, progress)
+                del scores  # before the next are made
 
     return one_by_one()
 
@@ -211,7 +210,7 @@ def judged(
         progress: called with the number of circuits times images done since the last call.
     """
     real = len(features)
-    masks = tops(scores, amounts)
+    masks = tops(scores, amounts, features.labels)
     masks = [masks_at(mask, "kernel", relevant=found.relevant) for found, mask in zip(scores, masks, strict=True)]
     masks = [{name: m[:real] for name, m in mask.items()} for mask in masks]
     added = None if means is None else [offsets(means, mask) for mask in masks]

@@ -65,14 +65,18 @@ def top_kernels(scores: Scores, *, keep: float | None = None, kernels: int | Non
     return tops([scores], [{"keep": keep, "kernels": kernels}])[0]
 
 
-def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list[Masks]:
-    """`top_kernels` of each of K scores at its amount, `keep` or `kernels`; the same scores are ranked once."""
+def tops(
+    scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None
+) -> list[Masks]:
+    """`top_kernels` of each of K scores at its amount, `keep` or `kernels`; the same scores are ranked once. Errors
+    name a feature by its label, if there are any."""
     masks: list[Masks] = [{}] * len(scores)
     for one in {id(found): found for found in scores}.values():
         numbers = [k for k, found in enumerate(scores) if found is one]
         relevant = count_relevant(one.relevant, {name: one.values[name].shape[1:] for name in one.layers})
         if (relevant == 0).any():
-            raise without_kernels(int(relevant.argmin()))
+            f = int(relevant.argmin())
+            raise without_kernels(labels[f] if labels else f"feature number {f}")
         counts = [keep_counts(relevant, amounts[k].get("keep"), amounts[k].get("kernels")) for k in numbers]
         if not all(bool(jnp.isfinite(one.values[name]).all()) for name in one.layers):
             raise InputError("the scores hold values that are not finite; the images or weights do, too")
@@ -85,9 +89,9 @@ def tops(scores: Sequence[Scores], amounts: Sequence[Mapping[str, Any]]) -> list
     return masks
 
 
-def without_kernels(feature: int) -> InputError:
+def without_kernels(feature: str) -> InputError:
     """What is wrong with a feature that none of the scored layers leads to."""
-    return InputError(f"feature number {feature} has no relevant kernel in the scored layers")
+    return InputError(f"{feature} has no relevant kernel in the scored layers")
 
 
 @functools.partial(jax.jit, static_argnames="layers")

@@ -41,8 +41,8 @@ def moments_of(
     masks: Sequence[Arrays],
     ablation: str,
     offsets: Sequence[Arrays | None] | None,
-    batch: int | None,
-    progress: Callable[[int], object],
+    batch: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[Moments, tuple[str, ...]]:
     """The moments of K circuits of each feature, (F, K, N), and the features' labels; arguments as for `evaluate`."""
     if batch is not None:

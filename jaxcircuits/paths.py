@@ -20,8 +20,9 @@ from jax import Array
 from jaxcircuits.errors import InputError
 from jaxcircuits.features import Features
 from jaxcircuits.gradients import pullback, scored_layers
-from jaxcircuits.granularity import masks_at
+from jaxcircuits.granularity import GRANULARITIES, masks_at
 from jaxcircuits.layers import Arrays, Masks, Variables
+from jaxcircuits.masks import check_masks
 from jaxcircuits.model import Model
 from jaxcircuits.ops import split_patches
 from jaxcircuits.taps import Network
@@ -126,10 +127,12 @@ def effective_kernels(
         image_shape: (H, W, C) of the images, by default the model's nominal size.
 
     Raises:
-        InputError: features that the network does not have, or masks of layers that do not lead to them.
+        InputError: features that the network does not have; masks of other shapes, or of layers that do not lead
+            to the features.
     """
     network = model.network(image_shape)
     features = features.resolve(network.layers, places=False)
+    check_masks(network.layers, masks, len(features), among=GRANULARITIES)
     layers = scored_layers(network, features.layer, tuple(masks))
     every = {name: jnp.ones((1, network.layers[name].inputs, 1), bool) for name in layers}
     masks = masks_at(masks, "kernel", relevant=every)

@@ -46,7 +46,7 @@ def score(
     precision: str = "float32",
     chunk: int | None = None,
     batch: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[float], object] = lambda done: None,
 ) -> Scores:
     """Score the kernels of every layer before the features, and of their own.
 
@@ -142,7 +142,7 @@ def score_levels(
     features: Features,
     levels: Sequence[Level],
     options: Options,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[float], object] = lambda done: None,
 ) -> list[Scores]:
     """`score` for each level: what does not depend on the level is computed once."""
     criterion, absolute, granularity, seed = options.criterion, options.absolute, options.granularity, options.seed
@@ -150,7 +150,10 @@ def score_levels(
     features = features.resolve(network.layers)
     _, once, back = np.unique(features.identities, return_index=True, return_inverse=True)
     if criterion in STEPS and len(once) < len(features):  # what fills up a chunk is not scored again and again
-        found = score_levels(model, images, features[np.sort(once)], levels, options, progress)
+        each = len(features) / len(once)
+        found = score_levels(
+            model, images, features[np.sort(once)], levels, options, lambda done: progress(done * each)
+        )
         return [jax.tree.map(lambda a: a[np.argsort(np.argsort(once))[back]], scores) for scores in found]
     chosen = options.scored(network, features.layer)
     model.check_weights((*chosen, features.layer))
@@ -162,6 +165,7 @@ def score_levels(
         values = BASELINES[criterion](weights, features.identities, granularity=granularity, seed=seed)
         values = {name: fitted(values[name], possible[name], granularity) for name in chosen}
         record = record._replace(absolute=None, seed=seed if criterion in SEEDED else None)
+        progress(len(features) * number)
         return [Scores(values, possible, chosen, record)] * len(levels)
     rule = find_criterion(criterion, absolute, granularity)
     looked = features.objective, features.place
@@ -174,8 +178,10 @@ def score_levels(
     first = Collected(len(features))
     while first.done < len(features):
         part = chunk_at(features, first.done, size.features)
+        share = min(1, (len(features) - first.done) / size.features)  # the last chunk is filled up
+        asked = plan, model.variables, weights, images, number, part, size
         try:
-            first.add(scores_of_chunk(plan, model.variables, weights, images, number, part, size, progress))
+            first.add(scores_of_chunk(*asked, lambda done, share=share: progress(done * share)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size.features == 1:
                 raise
@@ -189,7 +195,7 @@ def score_levels(
     directions = jnp.asarray(features.matrix(network.layers[features.layer].outputs))
     shapes = {name: shape_at(network.layers[name], granularity) for name in chosen}
     if not (reached := count_relevant(possible, shapes)).all():
-        raise without_kernels(int(reached.argmin()))
+        raise without_kernels(features.labels[int(reached.argmin())])
     records = [record._replace(**level._asdict()) for level in levels]
     if criterion in TRAINED:
         kept = np.stack([level.kept(reached) for level in levels])

@@ -696,6 +696,7 @@ def test_image_shape():
     ("images", "message"),
     [
         (ARRAY, "read_images"),
+        ([(NORMAL, np.arange(7))], "hold a tuple that is no array"),
         (NORMAL[0], r"shape \(4, 5, 6\)"),
         ([NORMAL[0]], r"shape \(4, 5, 6\)"),
         (NORMAL.astype(np.int32), "int32"),

@@ -116,6 +116,16 @@ def test_positions_are_those_of_the_images(text, map):
         features.resolve(LAYERS)
 
 
+def test_one_of_several_and_names_of_any_type():
+    features = Features("features.10", [3, 1])
+    assert features[1].channels == features[-1].channels == (1,)
+    directions = Features("features.10", directions=np.eye(12)[:2], names=range(2))
+    assert directions.names == ("0", "1") and directions[0].labels == ("features.10:0",)
+    assert Features("features.10", directions=np.eye(12)[:2], names=np.array(["a", "b"])).names == ("a", "b")
+    with pytest.raises(InputError, match="there are 0 names for 1 directions"):
+        Features("features.10", directions=np.eye(12)[0], names=[])
+
+
 def test_directions_from_files(tmp_path):
     many, one = rng.standard_normal((2, 12)), np.arange(12)
     np.save(tmp_path / "many.npy", many)

@@ -1,6 +1,7 @@
 """`extract`: circuits in the order asked, the same however they are shared out, and errors before any work."""
 
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -146,11 +147,17 @@ def test_mean_ablation(small, tmp_path):
 
 def test_is_lazy(small, monkeypatch):
     """Scores of a chunk are gone before those of the next are made; and nothing is scored before it is asked for."""
-    calls = []
+    calls, made = [], []
     score = jobs.score_levels
-    monkeypatch.setattr(
-        jobs, "score_levels", lambda *args, **options: calls.append(len(args[2])) or score(*args, **options)
-    )
+
+    def noted(*args, **options):
+        assert not any(ref() for ref in made)
+        calls.append(len(args[2]))
+        found = score(*args, **options)
+        made.extend(weakref.ref(scores) for scores in found)
+        return found
+
+    monkeypatch.setattr(jobs, "score_levels", noted)
     circuits = jc.extract(small.model, small.images, jc.Features(LAYER), chunk=2)
     assert not calls
     for i, _ in enumerate(circuits):
@@ -158,12 +165,20 @@ def test_is_lazy(small, monkeypatch):
     assert calls == [2, 2, 2]
 
 
-@pytest.mark.parametrize("criterion", ["snip", "magnitude"])
-def test_progress_adds_up(small, criterion):
-    """Five features in chunks of two, two amounts: each is scored once and judged twice, on five images."""
-    done = []
-    extracted(small, jc.Features(LAYER, range(5)), keep=[0.2, 0.3], chunk=2, criterion=criterion, progress=done.append)
-    assert sum(done) == pytest.approx(5 * 5 * (1 + 2))
+@pytest.mark.parametrize(("criterion", "rounds"), [("snip", 0), ("magnitude", 0), ("force", 2)])
+def test_progress_adds_up(small, criterion, rounds):
+    """Five features in chunks of two, of which one is asked for twice, two amounts, five images: each feature is scored
+    once, in rounds for each amount, and judged for each."""
+    features, done, how = jc.Features(LAYER, [*range(4), 0]), [], {"chunk": 2, "criterion": criterion}
+    if rounds:
+        how["steps"] = rounds
+    extracted(small, features, keep=[0.2, 0.3], progress=done.append, **how)
+    assert sum(done) == pytest.approx(5 * 5 * (1 + 2 * rounds + 2))
+    done.clear()
+    if rounds:
+        how["keep"] = 0.2
+    jc.score(small.model, small.images, features, progress=done.append, **how)
+    assert sum(done) == pytest.approx(5 * 5 * (1 + rounds))
 
 
 @pytest.mark.parametrize(

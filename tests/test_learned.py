@@ -282,7 +282,7 @@ def test_layers_that_do_not_lead_to_the_feature(criterion):
             return nn.Conv(2, (3, 3), name="last")(x)
 
     model = jc.Model(Apart(), twins.random_variables(Apart(), (1, 9, 9, 3)), input_size=9)
-    with pytest.raises(jc.InputError, match="feature number 0 has no relevant kernel in the scored layers"):
+    with pytest.raises(jc.InputError, match="last:0 has no relevant kernel in the scored layers"):
         jc.score(
             model, np.ones((2, 9, 9, 3), np.float32), jc.Features("last", [0]), criterion=criterion, keep=0.5,
             layers=["apart"],

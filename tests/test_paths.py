@@ -145,6 +145,9 @@ def test_some_layers(small):
     found = jc.effective_kernels(small.model, features, {"layer1.conv1": mask})
     assert list(found) == ["layer1.conv1"]
     np.testing.assert_array_equal(found["layer1.conv1"], mask)
+    for wrong in (mask[0], np.concatenate([mask, mask]), mask.swapaxes(1, 2)):
+        with pytest.raises(jc.InputError, match=r"expected \(1, 4, 8\)|expected \(1, 8\)"):
+            jc.effective_kernels(small.model, features, {"layer1.conv1": wrong})
 
 
 @pytest.mark.full

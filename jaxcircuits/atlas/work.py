@@ -12,8 +12,7 @@ from jaxcircuits.ablation import mean_contributions
 from jaxcircuits.atlas.checking import SCORES
 from jaxcircuits.atlas.store import Chunk, ChunkId, Plan, packed
 from jaxcircuits.chunks import LARGEST, chunk_at
-from jaxcircuits.criteria import BASELINES, STEPS
-from jaxcircuits.data import count
+from jaxcircuits.criteria import STEPS
 from jaxcircuits.features import Features
 from jaxcircuits.jobs import Judged, judged, kernel_scores
 from jaxcircuits.manifest import versions
@@ -53,8 +52,6 @@ class Work:
         """The scores of a chunk that is filled up, for each amount."""
         asked, group, features = self.plan.manifest, self.plan.groups[which.group], self.filled(which)
         share = len(self.plan.features(which)) / len(features)
-        if asked["criterion"] in BASELINES:
-            progress(len(self.plan.features(which)) * count(self.images))
         # unless it was asked to be larger than any chooses itself, scored in as many parts as is fastest
         chunk = group.chunk if group.chunk > LARGEST else None
         options = Options(

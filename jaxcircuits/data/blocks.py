@@ -50,7 +50,11 @@ def _blocks(images: Images | Any) -> Iterable[np.ndarray]:
 
 
 def _checked(block: Any) -> np.ndarray:
-    block = np.asarray(block)
+    try:
+        block = np.asarray(block)
+    except (TypeError, ValueError, RuntimeError):  # such as pairs of images and labels, or tensors on a GPU
+        kind = type(block).__name__
+        raise InputError(f"the images hold a {kind} that is no array; expected float arrays (N, H, W, C)") from None
     if block.dtype == np.uint8:
         raise InputError("the images are uint8 and so not normalised; open them with read_images(array, model)")
     if block.dtype.kind != "f" or block.ndim != 4 or 0 in block.shape:
