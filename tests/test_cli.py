@@ -251,10 +251,10 @@ def test_many_features_quiet_and_kernels(here, workplace):
     assert not done.stdout and not done.stderr
 
 
-def test_evaluate(made, process, here):
+def test_evaluate(made, here):
     folder = made[0]
     paths = [f"circuits/alexnet/features.3_{at}.snip.keep0.5.safetensors" for at in ("1", "dirs-0@3,4")]
-    rows = json.loads(process(folder, "evaluate", *paths, "--json").stdout)["circuits"]
+    rows = json.loads(here(folder, "evaluate", *paths, "--json").stdout)["circuits"]
     assert [row["circuit"] for row in rows] == paths and [row["images"] for row in rows] == ["two.npy"] * 2
     for row in rows:
         assert row["correlation"] == pytest.approx(row["recorded"], abs=1e-5)

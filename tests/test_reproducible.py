@@ -29,19 +29,27 @@ COMMANDS = (
 )
 
 
+IN_ONE_PROCESS = """
+import sys
+from jaxcircuits.cli import main
+for command in sys.argv[1:]:
+    main(command.split(), standalone_mode=False)
+"""
+
+
 def written(folder, commands, cores=None, **variables):
-    """What real commands write into a new folder: {path: bytes}. Each folder has its own cache of compiled programs."""
+    """What commands write into a new folder, in a new process: {path: bytes}. Each folder has its own cache of compiled
+    programs."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     np.save(folder / "two.npy", pixels[:4])
     np.save(folder / "other.npy", pixels[4:])
     given = {*folder.iterdir()}
     pinned = [] if cores is None else ["taskset", "--cpu-list", cores]
-    for command in commands:
-        subprocess.run(
-            [*pinned, sys.executable, "-m", "jaxcircuits", *command.split()], cwd=folder, check=True,
-            env=environment(str(folder / ".cache")) | variables, capture_output=True,
-        )  # fmt: skip
+    subprocess.run(
+        [*pinned, sys.executable, "-c", IN_ONE_PROCESS, *commands], cwd=folder, check=True,
+        env=environment(str(folder / ".cache")) | variables, capture_output=True,
+    )  # fmt: skip
     files = [path for path in folder.rglob("*") if path.is_file() and path not in given]
     contents = {path.relative_to(folder): path for path in files}
     return {name: path.read_bytes() for name, path in contents.items() if name.parts[0] != ".cache"}

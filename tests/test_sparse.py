@@ -206,8 +206,13 @@ def test_large_layers(small, monkeypatch):
     assert sizes(few, criterion="actgrad") == sizes(few, chunk=plans.MANY - 1) == plans.MANY - 1
 
 
-@pytest.mark.parametrize("how", [("snip", "per_image"), ("snip", "whole_set"), ("actgrad", "per_image")])
-@pytest.mark.parametrize("features, chunk, each", [(7, None, 3), (6, 6, 3), (5, 5, 5)])
+@pytest.mark.parametrize(
+    ("how", "features", "chunk", "each"),
+    [
+        (("snip", "per_image"), 7, None, 3), (("snip", "per_image"), 6, 6, 3), (("snip", "per_image"), 5, 5, 5),
+        (("snip", "whole_set"), 7, None, 3), (("actgrad", "per_image"), 7, None, 3),
+    ],
+)  # fmt: skip
 def test_few_features_at_a_time(small, monkeypatch, how, features, chunk, each):
     """7 in a call that is filled up; those of a call that cannot be divided are together."""
     asked = small.model, small.images[:3], jc.Features("layer1.conv1", range(features))

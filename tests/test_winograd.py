@@ -162,8 +162,7 @@ def test_kernel_gradients_by_tiles_only_where_they_pay():
     assert winograd.side_of_kernels(dataclasses.replace(large, strides=(2, 2))) is None
 
 
-@pytest.mark.parametrize("features", [1, 4])
-@pytest.mark.parametrize("absolute", ["per_image", "whole_set"])
+@pytest.mark.parametrize(("features", "absolute"), [(4, "per_image"), (1, "whole_set")])
 def test_scores_of_alexnet_by_tiles(monkeypatch, alexnet, features, absolute):
     """Features whose support is not looked for, for there are few."""
     images = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
