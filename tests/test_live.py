@@ -48,20 +48,22 @@ def made():
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-@pytest.mark.parametrize("counts", [(0, 0, 0), (3, 16, 2), (17, 10, 33), (48, 64, 64)])
-def test_a_convolution_and_its_gradient(made, name, counts):
-    case = made(name, *counts)
-    expected, pullback = jax.vjp(lambda x: convolve(case.layer, x, case.kernel), case.x)
-    found, live_pullback = jax.vjp(
-        lambda x: live.convolution(case.layer, x, jnp.asarray(case.kernel)), jnp.asarray(case.x)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
-    (gradient,) = pullback(jnp.asarray(case.g))
-    tolerance = 1e-5 * max(1, np.abs(gradient).max())
-    np.testing.assert_allclose(jax.jit(live_pullback)(jnp.asarray(case.g))[0], gradient, atol=tolerance)
-    np.testing.assert_allclose(
-        convolve_back(case.layer, jnp.asarray(case.g), jnp.asarray(case.kernel)), gradient, atol=tolerance
-    )
+def test_a_convolution_and_its_gradient(made, name):
+    """Of any counts by one program, which chooses among its branches when it runs."""
+    layer = layer_of(name)
+
+    @jax.jit
+    def alive(x, kernel, g):
+        found, pullback = jax.vjp(lambda x: live.convolution(layer, x, kernel), x)
+        return found, *pullback(g), convolve_back(layer, g, kernel)
+
+    for counts in [(0, 0, 0), (3, 16, 2), (17, 10, 33), (48, 64, 64)]:
+        case = made(name, *counts)
+        expected, pullback = jax.vjp(lambda x, kernel=case.kernel: convolve(layer, x, kernel), case.x)
+        (gradient,) = pullback(jnp.asarray(case.g))
+        of_both = (expected, gradient, gradient)
+        for found, one in zip(alive(case.x, case.kernel, case.g), of_both, strict=True):
+            np.testing.assert_allclose(found, one, atol=1e-5 * max(1, np.abs(one).max()), err_msg=str(counts))
 
 
 def test_what_is_zero_is_left_out(made):
@@ -76,12 +78,13 @@ def test_what_is_zero_is_left_out(made):
 
 @pytest.mark.parametrize("granularity", ["kernel", "weight"])
 @pytest.mark.parametrize("absolute", ["per_image", "whole_set", "none"])
-@pytest.mark.parametrize("gradients", [0, 5, 30, 64])
-def test_sums(made, granularity, absolute, gradients):
-    case, statistic = made("strided", 48, 64, gradients), CRITERIA[granularity][absolute].dense
-    assert case.layer.inputs >= ops.THIN
-    total = jnp.asarray(np.random.default_rng(1).random(statistic.shape(case.layer, 1), np.float32))
-    w = jnp.asarray(case.kernel.reshape(-1, INPUTS, OUTPUTS))
-    arguments = total, case.layer, jnp.asarray(case.x), jnp.asarray(case.g.reshape(1, 2, -1, OUTPUTS)), w
-    expected = statistic.added(*arguments)
-    np.testing.assert_allclose(live.add(statistic.added, *arguments), expected, rtol=1e-5, atol=1e-4)
+def test_sums(made, granularity, absolute):
+    layer, statistic = layer_of("strided"), CRITERIA[granularity][absolute].dense
+    assert layer.inputs >= ops.THIN
+    total = np.random.default_rng(1).random(statistic.shape(layer, 1), np.float32)
+    alive = jax.jit(lambda total, *arrays: live.add(statistic.added, total, layer, *arrays))
+    for gradients in (0, 5, 30, 64):
+        case = made("strided", 48, 64, gradients)
+        arrays = case.x, case.g.reshape(1, 2, -1, OUTPUTS), case.kernel.reshape(-1, INPUTS, OUTPUTS)
+        expected = statistic.added(jnp.asarray(total), layer, *map(jnp.asarray, arrays))
+        np.testing.assert_allclose(alive(total, *arrays), expected, rtol=1e-5, atol=1e-4, err_msg=str(gradients))
