@@ -1,5 +1,6 @@
 """Export: PyTorch computes in the exported circuit what jaxcircuits computes in its own."""
 
+import functools
 import itertools
 import os
 
@@ -19,7 +20,11 @@ from tests import twins
 from tests.torchvision_oracle import torchvision
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
-MODELS = {weights: jc.load("alexnet", weights=weights) for weights in ("lpips", "random:3")}
+
+
+@functools.cache
+def of_weights(weights):
+    return jc.load("alexnet", weights=weights)
 
 
 def circuit(model, layer, channel, keep=0.3, layers=None):
@@ -79,7 +84,7 @@ def alexnet(model):
     ],
 )
 def test_activations(weights, layer, layers, tmp_path):
-    model = MODELS[weights]
+    model = of_weights(weights)
     made = circuit(model, layer, 5, layers=layers)
     masks, safe, state = export_circuit(model, made, tmp_path / "new" / "a'b")
     layer_maps = flax_activation(model, made)
@@ -99,12 +104,12 @@ def test_activations(weights, layer, layers, tmp_path):
 
 
 def test_what_is_missing_is_left_out():
-    state = torch_weights(MODELS["lpips"], circuit(MODELS["lpips"], "features.3", 5))
+    state = torch_weights(of_weights("lpips"), circuit(of_weights("lpips"), "features.3", 5))
     assert {name.partition(".")[0] for name in state} == {"features"}
 
 
 def test_files(tmp_path):
-    model = MODELS["lpips"]
+    model = of_weights("lpips")
     made = circuit(model, "features.3", 5)
     paths = export_circuit(model, made, tmp_path / "a")
     assert [path.name for path in paths] == ["a" + ending for ending in ENDINGS] == sorted(os.listdir(tmp_path))
@@ -117,7 +122,7 @@ def test_files(tmp_path):
 
 
 def test_three_files_or_none(tmp_path, monkeypatch):
-    model = MODELS["lpips"]
+    model = of_weights("lpips")
     made = circuit(model, "features.3", 5)
     written = []
 
@@ -136,7 +141,7 @@ def test_three_files_or_none(tmp_path, monkeypatch):
 
 
 def test_of_another_network(tmp_path):
-    model = MODELS["lpips"]
+    model = of_weights("lpips")
     made = circuit(model, "features.3", 5)
     for name, shape, why in (
         ("features.3", (64, 191), r"\(64, 191\); this model has \(64, 192\)"),
@@ -178,7 +183,7 @@ def with_means(model, images, layer, layers, keep):
 @pytest.mark.parametrize(("name", "layer"), [("alexnet", "features.10"), ("resnet18", "layer2.0.downsample.0")])
 def test_means_of_removed_kernels(name, layer, tmp_path):
     """Folded into the biases, or into BatchNorm; PyTorch's network then computes the circuit's map."""
-    model = MODELS["lpips"] if name == "alexnet" else jc.load(name, weights="random:3")
+    model = of_weights("lpips") if name == "alexnet" else jc.load(name, weights="random:3")
     images = jc.read_images("photos", model, limit=2)
     images = np.concatenate(list(images))[:, 64:160, 64:160]
     layers = (*itertools.takewhile(lambda n: n != layer, model.layers), layer)
