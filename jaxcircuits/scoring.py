@@ -64,8 +64,8 @@ def score(
             of another stands at `scores_at`; ActGrad's filters are a quantity of their own. Scores of weights take as
             many times the memory of kernels' as a kernel has weights: AlexNet's features.10, 10 MB a feature.
         keep, kernels: how much the circuit will keep, one of them, for "force" and "learned", which depend on it.
-        steps: rounds of "force", 10 by default; of "learned", steps once the circuit has its size, 200 by default,
-            after half as many for each shrink to 1/e of it; 20 take a tenth of the time, for circuits that are worse.
+        steps: rounds of "force", 10 by default; of "learned", steps once the circuit has its size, 400 by default,
+            after half as many for each shrink to 1/e of it; 200 take half the time, for circuits a little worse.
         schedule: how many kernels each round of "force" keeps, instead of `steps`, and of `keep` and `kernels`.
         seed: of criteria "random" and "learned".
         precision: of matrix products: "float32", or on hardware that has them "tf32" and "bfloat16".

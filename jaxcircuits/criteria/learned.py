@@ -44,7 +44,7 @@ from jax import Array
 from jaxcircuits.layers import Masks
 
 # Steps once the circuit has its size, and how many of them it takes on the way to shrink to 1/e.
-STEPS, WAY = 200, 0.5
+STEPS, WAY = 400, 0.5
 # The way to a small circuit begins here, as a fraction of the relevant kernels: to here SNIP's order will do.
 START = 0.4
 # How far a logit moves in a step, at most, and how far from c they move at all; in standard deviations of the first.
