@@ -159,23 +159,6 @@ def test_errors(small):
         jc.pytorch.compact(small.model, made, network=Untraceable())
 
 
-def test_alexnet(alexnet):
-    """A real circuit of the pretrained network: SNIP's best twentieth, in Flax, PyTorch and ONNX."""
-    images = np.concatenate(list(jc.read_images("photos:a", alexnet, limit=2)))
-    (made,) = jc.extract(alexnet, images, jc.Features("features.10", [9]), keep=0.05)
-    network = torchvision().models.alexnet(weights=None).eval()
-    state = {key: torch.from_numpy(value.copy()) for key, value in alexnet.state_dict().items()}
-    network.load_state_dict(state, strict=False)
-    wanted = expected(network, made, images)
-    compact = jc.compact(alexnet, made)
-    assert check(compact(images), wanted)
-    with torch.no_grad():
-        assert check(jc.pytorch.compact(alexnet, made)(nchw(images)), wanted)
-    outputs = {name: layer.outputs for name, layer in compact.layers.items()}
-    assert list(outputs) == ["features.0", "features.3", "features.6", "features.8", "features.10"]
-    assert all(outputs[name] < alexnet.layers[name].outputs for name in outputs)
-
-
 def in_flax(model, made, images):
     """The feature's maps (N, H, W), by the whole network in Flax, with masked weights."""
     network = model.network(images.shape[1:])

@@ -233,6 +233,7 @@ def test_on_the_command_line(alexnet, networks_once, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
+    """With a real circuit of the pretrained network, whose compact networks compute what torchvision's does in it."""
     torchvision()
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "pytorch.md").read_text()
@@ -241,8 +242,13 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
         exec(compile(block, "pytorch.md", "exec"), space)
     outputs, judged = capsys.readouterr().out.splitlines()
     assert outputs.startswith("{'features.0': ") and outputs.endswith("'features.10': 1}")
-    in_flax, in_torch = space["in_flax"], space["in_torch"].numpy().transpose(0, 2, 3, 1)
-    assert np.abs(in_flax - in_torch).max() < 1e-5 * np.abs(in_torch).max()
+    wanted = expected(space["network"], space["circuit"], space["pixels"])
+    assert check(space["in_flax"], wanted) and check(space["in_torch"], wanted)
+    small, whole = (
+        {name: layer.outputs for name, layer in space[which].layers.items()} for which in ("small", "model")
+    )
+    assert list(small) == ["features.0", "features.3", "features.6", "features.8", "features.10"]
+    assert all(small[name] < whole[name] for name in small)
     kept, effective, r = judged.split()
     assert int(kept) == space["circuit"].manifest["kept"] and int(effective) == space["circuit"].manifest["effective"]
     assert float(r) == pytest.approx(space["circuit"].manifest["correlation"], abs=1e-5)
