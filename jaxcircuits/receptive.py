@@ -247,10 +247,6 @@ def _transpose(params, seen, shapes, result) -> _Seen:
     return seen[0] if a is None else seen[0].along(list(params["permutation"]).index(a))
 
 
-def _squeeze(params, seen, shapes, result) -> _Seen:
-    return _reduced(params["dimensions"], seen[0])
-
-
 def _slice(params, seen, shapes, result) -> _Seen:
     if (a := seen[0].axis) is None:
         return seen[0]
@@ -293,7 +289,7 @@ RULES: dict[str, Callable[..., _Seen]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": _transpose,
-    "squeeze": _squeeze,
+    "squeeze": lambda params, seen, *_: _reduced(params["dimensions"], seen[0]),
     "slice": _slice,
     "pad": _pad,
     "concatenate": _concatenate,
