@@ -60,8 +60,10 @@ def pictures(
     opened = _opened(circuit, model, transform_input) if circuit else None
     if opened is None:
         network, within = common.network_given(model, weights, transform_input, seed), {}
+        source = common.images_given(images, network, resize, strict) if count else None
     else:
         network, within = network_of(opened, weights, load), {"masks": opened.masks, "offsets": opened.offsets}
+        source = pictures_of(opened, images, resize, network, strict, read_images) if count else None
     parsed = [parse(text, network.layers) for text in features]
     folder, ending = out / model / "pictures", f".in.{circuit.stem}" if circuit else ""
     stems = [f"{feature_stem({'feature': identity(one)})}{ending}" for some in parsed for one in some]
@@ -80,11 +82,7 @@ def pictures(
             row |= {"picture": None if unmoved else str(folder / f"{stem}.png"), "value": finite(value)}
             if not unmoved:
                 files[f"{stem}.png"] = png(_enlarged(picture[None]))
-    if count:
-        if opened is None:
-            source = common.images_given(images, network, resize, strict)
-        else:
-            source = pictures_of(opened, images, resize, network, strict, read_images)
+    if source is not None:
         with screen.progress("looking", len(stems) * len(source), of="images", each=len(stems)) as progress:
             found = [top_patches(network, source, some, count=count, **within, progress=progress) for some in parsed]
         best = [(p.pictures[f], p.values[f], p.names[f]) for p in found for f in range(len(p.labels))]
